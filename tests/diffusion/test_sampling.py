@@ -1,0 +1,184 @@
+"""DDIM: its step lists, what a perfect network makes of it, and that a sample does not know its neighbours."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from maquette.diffusion.sampling import (
+    SamplingSteps,
+    ddim,
+    ddim_updates,
+    noise_to,
+    spawn_generators,
+    unit_noise,
+)
+from maquette.diffusion.schedule import NoiseSchedule
+
+SCHEDULE = NoiseSchedule.scaled_linear()
+
+
+def oracle(x0):
+    """The network that knows the answer: the eps that leads from x_t back to x0."""
+    return lambda x_t, t: SCHEDULE.eps_from_x0(x_t, x0, t)
+
+
+def test_the_released_list_of_fifty():
+    steps = SamplingSteps.released(SCHEDULE, 50)
+    assert steps.t.tolist() == list(range(981, 0, -20))
+    a = SCHEDULE.alphas_cumprod
+    torch.testing.assert_close(steps.alphas_cumprod, a[steps.t])
+    assert steps.previous[-1] == a[0]
+    assert (steps.previous[:-1] == a[steps.t[1:]]).all()
+
+
+def test_the_released_list_has_more_steps_where_it_does_not_divide():
+    assert len(SamplingSteps.released(SCHEDULE, 30)) == 31
+    assert len(SamplingSteps.released(SCHEDULE, 7)) == 8
+
+
+@pytest.mark.parametrize("count", [3, 9, 300, 1000])
+def test_the_released_list_refuses_what_steps_out_of_the_schedule(count):
+    with pytest.raises(ValueError, match="SamplingSteps.exact"):
+        SamplingSteps.released(SCHEDULE, count)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 9, 30, 300, 999, 1000])
+def test_the_exact_list_has_that_many_steps_from_the_noisiest_to_the_clean_sample(count):
+    steps = SamplingSteps.exact(SCHEDULE, count)
+    assert len(steps) == count
+    assert steps.t[0] == 999
+    assert steps.previous[-1] == 1.0
+    gaps = -steps.t.diff()
+    assert count == 1 or int(gaps.max() - gaps.min()) <= 1
+
+
+@pytest.mark.parametrize("count", [0, -1, 1001])
+@pytest.mark.parametrize("make", [SamplingSteps.released, SamplingSteps.exact])
+def test_impossible_numbers_of_steps_are_refused(make, count):
+    with pytest.raises(ValueError, match="between 1 and 1000"):
+        make(SCHEDULE, count)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("count", [1, 4, 50])
+def test_an_oracle_is_recovered_exactly(count, eta, generator):
+    x0, x_T = torch.randn(2, 2, 4, 3, 8, 8, generator=generator, dtype=torch.float64)
+    noise = unit_noise(spawn_generators(generator, 2), x_T)
+    steps = SamplingSteps.exact(SCHEDULE, count)
+    torch.testing.assert_close(ddim(oracle(x0), x_T, steps, eta=eta, noise=noise), x0, rtol=0, atol=1e-9)
+
+
+def test_with_the_released_list_a_trace_of_noise_is_left(generator):
+    x0, eps = torch.randn(2, 1, 4, 3, 8, 8, generator=generator, dtype=torch.float64)
+    steps = SamplingSteps.released(SCHEDULE, 20)
+    x_T = noise_to(x0, eps, steps)
+    found = ddim(oracle(x0), x_T, steps)
+    torch.testing.assert_close(found, SCHEDULE.add_noise(x0, eps, torch.tensor([0])))
+
+
+@pytest.mark.parametrize("predicts", ["eps", "x0", "v"])
+def test_all_parametrisations_walk_the_same_path(predicts, generator):
+    x0, x_T = torch.randn(2, 1, 4, 3, 8, 8, generator=generator, dtype=torch.float64)
+    steps = SamplingSteps.exact(SCHEDULE, 6)
+    schedule = NoiseSchedule(SCHEDULE.alphas_cumprod, predicts)
+
+    def network(x_t, t):
+        eps = (0.3 * x_t).tanh() * 2
+        return schedule.target(schedule.x0_from_eps(x_t, eps, t), eps, t)
+
+    expected = ddim(lambda x_t, t: (0.3 * x_t).tanh() * 2, x_T, steps)
+    torch.testing.assert_close(ddim(network, x_T, steps, predicts=predicts), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+def test_noisy_updates_keep_the_variance_of_the_schedule(eta, generator):
+    """For unit-normal data the right eps is sigma_t x_t, and every x_t is unit-normal again."""
+    x_T = torch.randn(1, 1, 4, 128, 128, generator=generator)
+    noise = unit_noise(spawn_generators(generator, 1), x_T)
+    x = ddim(lambda x_t, t: SCHEDULE.sigma(t, x_t) * x_t, x_T, SamplingSteps.exact(SCHEDULE, 200), eta=eta, noise=noise)
+    assert float(x.std()) == pytest.approx(1.0, abs=0.02)
+
+
+def test_eta_one_is_the_posterior_variance_of_the_forward_process():
+    steps = SamplingSteps.exact(SCHEDULE, 1000)
+    posterior = (1 - steps.previous) / (1 - steps.alphas_cumprod) * SCHEDULE.betas[steps.t]
+    torch.testing.assert_close(steps.sigmas(1.0), posterior.sqrt(), rtol=1e-9, atol=1e-12)
+    assert (steps.sigmas(0.0) == 0).all()
+
+
+def test_a_scene_does_not_depend_on_its_batch(generator):
+    x_T = torch.randn(3, 2, 3, 8, 8, generator=generator)
+    steps = SamplingSteps.exact(SCHEDULE, 5)
+
+    def network(x_t, t):
+        return 0.5 * x_t.sin()
+
+    def run(scenes):
+        generators = spawn_generators(torch.Generator().manual_seed(7), 3)[scenes]
+        x = x_T[scenes]
+        return ddim(network, x, steps, eta=1.0, noise=unit_noise(generators, x))
+
+    together = run(slice(None))
+    for scene in range(3):
+        torch.testing.assert_close(run(slice(scene, scene + 1)), together[scene : scene + 1])
+
+
+def test_spawned_generators_do_not_depend_on_their_number():
+    draws = [
+        [torch.rand((), generator=g).item() for g in spawn_generators(torch.Generator().manual_seed(3), count)]
+        for count in (2, 5)
+    ]
+    assert draws[0] == draws[1][:2]
+    assert len(set(draws[1])) == 5
+
+
+def test_img2img_strength_goes_from_the_image_to_nothing_of_it(generator):
+    x0, eps, other = torch.randn(3, 1, 1, 3, 8, 8, generator=generator, dtype=torch.float64)
+    steps = SamplingSteps.released(SCHEDULE, 50)
+    assert torch.equal(ddim(oracle(other), noise_to(x0, eps, steps.partial(0.0)), steps.partial(0.0)), x0)
+    fifth = steps.partial(0.2)
+    assert fifth.t.tolist() == [181, 161, 141, 121, 101, 81, 61, 41, 21, 1]
+    start = noise_to(x0, eps, fifth)
+    torch.testing.assert_close(start, SCHEDULE.add_noise(x0, eps, torch.tensor([181])))
+    assert len(steps.partial(1.0)) == 50
+    # What is left of the image grows fainter with the strength.
+    kept = [float((noise_to(x0, eps, steps.partial(s)) * x0).mean() / x0.square().mean()) for s in (0.2, 0.6, 1.0)]
+    assert kept == sorted(kept, reverse=True)
+
+
+def test_corrected_estimates_bound_the_sample(generator):
+    x_T = torch.randn(1, 1, 3, 8, 8, generator=generator)
+    steps = SamplingSteps.exact(SCHEDULE, 8)
+
+    def clip(x0, t):
+        return x0.clamp(-1, 1)
+
+    states = list(ddim_updates(lambda x_t, t: -x_t, x_T, steps, correct_x0=clip))
+    assert [s.index for s in states] == list(range(8))
+    assert [int(s.t[0]) for s in states] == steps.t.tolist()
+    for state in states:
+        assert float(state.x0_pred.abs().max()) <= 1.0
+    torch.testing.assert_close(states[-1].x, states[-1].x0_pred)
+    free = ddim(lambda x_t, t: -x_t, x_T, steps)
+    assert float(free.abs().max()) > 10.0
+
+
+def test_noise_must_be_brought_and_eta_be_positive():
+    steps, x = SamplingSteps.exact(SCHEDULE, 2), torch.zeros(1, 1, 3, 4, 4)
+    with pytest.raises(ValueError, match="pass `noise`"):
+        ddim(lambda x_t, t: x_t, x, steps, eta=0.5)
+    with pytest.raises(ValueError, match="cannot be negative"):
+        ddim(lambda x_t, t: x_t, x, steps, eta=-0.5)
+    with pytest.raises(ValueError, match="one generator per scene"):
+        unit_noise([], x)
+    with pytest.raises(ValueError, match="strength"):
+        steps.partial(1.5)
+    with pytest.raises(ValueError, match="can be kept"):
+        steps.last(3)
+
+
+@pytest.mark.parametrize("t", [[1, 5], [5, 5], [1000, 1], [5, -1]])
+def test_lists_that_do_not_fall_or_leave_the_schedule_are_refused(t):
+    with pytest.raises(ValueError, match="sampling steps must"):
+        SamplingSteps(SCHEDULE, torch.tensor(t), torch.ones(len(t), dtype=torch.float64))
