@@ -1,0 +1,215 @@
+"""Key tables: round trips against the published listings, and refusals that say what is wrong."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from maquette.diffusion.autoencoder import Autoencoder, AutoencoderConfig
+from maquette.diffusion.clip import CLIP, TextConfig, TextTower, VisionConfig, vit_h14, vit_l14
+from maquette.diffusion.image_prompt import Resampler
+from maquette.diffusion.unet import ImagePromptConfig, MultiViewUNet, UNetConfig
+from maquette.priors import layout_ldm
+from maquette.priors.checkpoints import Entry, KeyTable, load
+
+FULL = "_full_checkpoint"
+UNETS = [
+    ("mvdream_sd21_4view_unet", ""),
+    ("mvdream_sd15_4view_unet", ""),
+    ("imagedream_local_unet", ""),
+    ("imagedream_pixel_unet", ""),
+    ("imagedream_global_unet_unpublished", ""),
+]
+TEXT_L = replace(vit_l14()[1], embed_dim=None)
+OTHERS = {
+    ("vae_kl_f8", ""): (lambda: Autoencoder(AutoencoderConfig()), layout_ldm.autoencoder(AutoencoderConfig())),
+    ("mvdream_sd21_4view" + FULL, "first_stage_model."): (
+        lambda: Autoencoder(AutoencoderConfig()), layout_ldm.autoencoder(AutoencoderConfig()),
+    ),
+    ("imagedream_pixel" + FULL, "vae_model."): (
+        lambda: Autoencoder(AutoencoderConfig()), layout_ldm.autoencoder(AutoencoderConfig()),
+    ),
+    ("openclip_vit_h14", "model."): (lambda: CLIP(*vit_h14()), layout_ldm.openclip(*vit_h14())),
+    ("imagedream_local" + FULL, "clip_model.model."): (lambda: CLIP(*vit_h14()), layout_ldm.openclip(*vit_h14())),
+    ("mvdream_sd21_4view" + FULL, "cond_stage_model.model."): (
+        lambda: CLIP(None, vit_h14()[1]), layout_ldm.openclip(None, vit_h14()[1]),
+    ),
+    ("mvdream_sd15_4view" + FULL, "cond_stage_model.transformer.text_model."): (
+        lambda: TextTower(TEXT_L), layout_ldm.clip_text_huggingface(TEXT_L),
+    ),
+    ("imagedream_resampler", "image_embed."): (lambda: Resampler(1280, 1024), layout_ldm.resampler(4)),
+}  # fmt: skip
+
+
+def listing(shared, name):
+    """(meta, published name -> tensor without memory) of a published listing."""
+    content = json.loads(shared("reference", "manifests", f"{name}.json").read_text())
+    return content["meta"], {k: torch.empty(v, device="meta") for k, v in content["tensors"].items()}
+
+
+def assert_round_trip(module, table, published, prefix):
+    """Published -> ours has exactly the module's names and shapes; ours -> published gives the listing back."""
+    ours = table.read(published, prefix)
+    expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    assert {name: tensor.shape for name, tensor in ours.items()} == expected
+    back = table.write(module.state_dict(), prefix)
+    listed = {name: tensor.shape for name, tensor in published.items() if name.startswith(prefix)}
+    for name in [name for name in listed if name.endswith("position_ids")]:
+        del listed[name]
+    assert {name: tensor.shape for name, tensor in back.items()} == listed
+
+
+@pytest.mark.parametrize(("name", "prefix"), UNETS)
+def test_published_unets(shared, name, prefix):
+    meta, published = listing(shared, name)
+    config = layout_ldm.unet_config(meta["unet_config"])
+    assert config == layout_ldm.unet_config(meta["unet_config"], {k: tuple(v.shape) for k, v in published.items()})
+    with torch.device("meta"):
+        network = MultiViewUNet(config)
+    assert_round_trip(network, layout_ldm.unet(config), published, prefix)
+    assert sum(p.numel() for p in network.parameters()) == meta["num_elements"]
+
+
+@pytest.mark.parametrize("name", ["mvdream_sd21_4view", "mvdream_sd15_4view", "imagedream_local", "imagedream_pixel"])
+def test_unets_inside_complete_checkpoints(shared, name):
+    meta, _ = listing(shared, f"{name}_unet")
+    _, published = listing(shared, name + FULL)
+    config = layout_ldm.unet_config(meta["unet_config"])
+    with torch.device("meta"):
+        network = MultiViewUNet(config)
+    assert_round_trip(network, layout_ldm.unet(config), published, meta["prefix_in_checkpoint"])
+
+
+@pytest.mark.parametrize(("name", "prefix"), OTHERS)
+def test_published_encoders_and_autoencoders(shared, name, prefix):
+    make, table = OTHERS[name, prefix]
+    _, published = listing(shared, name)
+    with torch.device("meta"):
+        module = make()
+    assert_round_trip(module, table, published, prefix)
+
+
+SMALL = UNetConfig(
+    channels=32, channel_mult=(1, 2, 2), res_blocks=(1, 2, 1), attention=(True, False, True), head_width=16,
+    context_dim=24, transformer_depth=2,
+)  # fmt: skip
+SMALL_PROMPT = ImagePromptConfig(local_dim=20, num_queries=3, depth=2, heads=2)
+SMALL_VISION = VisionConfig(image_size=28, patch_size=7, width=32, layers=2, heads=4, mlp_width=64, embed_dim=12)
+SMALL_TEXT = TextConfig(vocabulary=50, context_length=9, width=24, layers=2, heads=3, mlp_width=48, embed_dim=12)
+SMALL_AUTOENCODER = AutoencoderConfig(
+    channels=32, channel_mult=(1, 2, 1), res_blocks=1, attention=(False, True, False), inner_channels=4,
+)  # fmt: skip
+SMALL_NETWORKS = {
+    "text only": (lambda: MultiViewUNet(SMALL), layout_ldm.unet(SMALL)),
+    "no cameras, convolutions around transformers": (
+        lambda: MultiViewUNet(replace(SMALL, camera_dim=None, linear_projection=False)),
+        layout_ldm.unet(replace(SMALL, camera_dim=None, linear_projection=False)),
+    ),
+    "local control": (
+        lambda: MultiViewUNet(replace(SMALL, image_prompt=SMALL_PROMPT)),
+        layout_ldm.unet(replace(SMALL, image_prompt=SMALL_PROMPT)),
+    ),
+    "global control": (
+        lambda: MultiViewUNet(replace(SMALL, image_prompt=ImagePromptConfig(local_dim=0, global_dim=12))),
+        layout_ldm.unet(replace(SMALL, image_prompt=ImagePromptConfig(local_dim=0, global_dim=12))),
+    ),
+    "autoencoder": (lambda: Autoencoder(SMALL_AUTOENCODER), layout_ldm.autoencoder(SMALL_AUTOENCODER)),
+    "openclip": (lambda: CLIP(SMALL_VISION, SMALL_TEXT), layout_ldm.openclip(SMALL_VISION, SMALL_TEXT)),
+    "split q, k, v": (
+        lambda: TextTower(replace(SMALL_TEXT, embed_dim=None)),
+        layout_ldm.clip_text_huggingface(replace(SMALL_TEXT, embed_dim=None)),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SMALL_NETWORKS)
+def test_values_survive_the_way_out_and_back(kind):
+    make, table = SMALL_NETWORKS[kind]
+    torch.manual_seed(1)
+    first, second = make(), make()
+    written = table.write(first.state_dict(), "some.prefix.")
+    load(second, {**written, "another.network": torch.zeros(3)}, table, "some.prefix.")
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, second.state_dict()[name]), name
+
+
+def test_concatenated_parts_keep_their_order():
+    table = KeyTable((Entry("qkv", ("q", "k", "v")),))
+    parts = {name: torch.full((2, 3), float(i)) for i, name in enumerate(("q", "k", "v"))}
+    joined = table.read(parts)["qkv"]
+    assert joined[:, 0].tolist() == [0.0, 0.0, 1.0, 1.0, 2.0, 2.0]
+    assert all(torch.equal(table.write({"qkv": joined})[name], part) for name, part in parts.items())
+
+
+@pytest.fixture
+def small_file():
+    """A small autoencoder, its table, and its published tensors."""
+    torch.manual_seed(2)
+    autoencoder = Autoencoder(SMALL_AUTOENCODER)
+    table = layout_ldm.autoencoder(SMALL_AUTOENCODER)
+    return autoencoder, table, table.write(autoencoder.state_dict())
+
+
+def test_missing_and_unknown_names_are_listed(small_file):
+    autoencoder, table, published = small_file
+    published["encoder.conv_inn.weight"] = published.pop("encoder.conv_in.weight")
+    with pytest.raises(ValueError, match=r"kitchen.ckpt is not .*encoder\.conv_in\.weight.*encoder\.conv_inn\.weight"):
+        load(autoencoder, published, table, source="kitchen.ckpt")
+
+
+def test_another_size_is_named_and_leaves_the_network_alone(small_file):
+    autoencoder, table, published = small_file
+    before = {name: tensor.clone() for name, tensor in autoencoder.state_dict().items()}
+    published = {name: tensor + 1 for name, tensor in published.items()}
+    published["quant_conv.weight"] = torch.zeros(6, 8, 1, 1)
+    with pytest.raises(ValueError, match=r"another size.*to_moments\.weight is \(6, 8.*expected \(8, 8"):
+        load(autoencoder, published, table)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in autoencoder.state_dict().items())
+
+
+def test_a_table_of_another_network_is_refused(small_file):
+    autoencoder, table, published = small_file
+    with pytest.raises(ValueError, match="does not describe this network"):
+        load(autoencoder.encoder, published, table)
+    with pytest.raises(ValueError, match="does not describe these tensors"):
+        table.write(autoencoder.encoder.state_dict())
+    with pytest.raises(ValueError, match="twice"):
+        KeyTable((Entry("a", ("x",)), Entry("b", ("x",))))
+
+
+def test_buffers_of_old_versions_are_left_alone():
+    config = replace(SMALL_TEXT, embed_dim=None)
+    table = layout_ldm.clip_text_huggingface(config)
+    tower = TextTower(config)
+    published = {**table.write(tower.state_dict()), "embeddings.position_ids": torch.arange(9)[None]}
+    load(tower, published, table)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"use_scale_shift_norm": True}, "use_scale_shift_norm"),
+        ({"adm_in_channels": 7}, "unknown setting adm_in_channels"),
+        ({"with_ip": True, "ip_dim": 16, "ip_mode": "local"}, "never released"),
+        ({"context_dim": [24, 32]}, "several widths"),
+    ],
+)
+def test_settings_that_change_the_network_are_refused(change, message):
+    settings = {
+        "in_channels": 4, "out_channels": 4, "model_channels": 32, "channel_mult": [1, 2], "num_res_blocks": 1,
+        "attention_resolutions": [1], "num_heads": 2, "context_dim": 24,
+    }  # fmt: skip
+    assert layout_ldm.unet_config(settings).attention == (True, False)
+    with pytest.raises(ValueError, match=message):
+        layout_ldm.unet_config({**settings, **change})
+
+
+def test_networks_that_are_only_ours_have_no_table():
+    both = replace(SMALL, image_prompt=ImagePromptConfig(local_dim=20, global_dim=12))
+    with pytest.raises(ValueError, match="only ours"):
+        layout_ldm.unet(both)
+    with pytest.raises(ValueError, match="only ours"):
+        layout_ldm.unet(replace(SMALL, image_prompt=replace(SMALL_PROMPT, resample=False)))
