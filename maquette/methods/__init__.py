@@ -1,0 +1,1 @@
+"""The papers, one file each: a `Config`, its presets, and one function that reads like the paper."""

@@ -1,0 +1,242 @@
+"""ImageDream: image-prompt multi-view diffusion for 3D generation (Wang and Shi, arXiv:2312.02201).
+
+One picture and a caption become four canonical views by multi-view diffusion with an image prompt (sections 3.1 to
+3.3), and a radiance field by image-prompt score distillation (section 3.4); a textured mesh is made of it. `paper()`
+holds the numbers of the paper and of its released configuration. `nano()` adds three things that the paper does not
+have, because its prior is small: the field starts from a fit of the sampled views (`warm_start`), it keeps the
+prompt's own view (`prompt_view`), and the prompt's pixels are painted onto the surface that they show (`projection`).
+Each is a field of the config, switched off in the paper's preset.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from maquette.asset import Asset, Mesh
+from maquette.cameras import Cameras, OrbitSampler, fit_distance, orbit
+from maquette.errors import UserError
+from maquette.guidance.base import NoiseRange
+from maquette.guidance.recon import ReconConfig, ReconGuidance
+from maquette.images import Prompt, Views
+from maquette.meshing.pipeline import MeshConfig
+from maquette.meshing.project import ProjectionConfig
+from maquette.priors.hub import load_prior
+from maquette.priors.multiview import ImageWeight, MultiViewPrior
+from maquette.rendering.presets import imagedream_volume
+from maquette.rendering.scene import VolumeConfig, VolumeScene
+from maquette.run import Run
+from maquette.schedules import Constant, Linear
+from maquette.stages.fit import FitConfig, fit
+from maquette.stages.locate import LocateConfig, Located, locate_prompt
+from maquette.stages.look import SamplingConfig, key_colour, sample_views
+from maquette.stages.objectives import (
+    Distillation,
+    DistillationConfig,
+    Photometric,
+    PhotometricConfig,
+    RandomRays,
+    ShadingConfig,
+)
+from maquette.stages.regularizers import Regularizers
+from maquette.stages.surface import make_mesh
+
+CITATION = (
+    "Peng Wang and Yichun Shi. ImageDream: Image-Prompt Multi-view Diffusion for 3D Generation. arXiv:2312.02201, 2023."
+)
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """A first field, fitted to sampled views. Not in the paper."""
+
+    rings: int = 2
+    """Sets of four views that are sampled, turned against each other; 2 gives a view every 45 degrees."""
+    fit: FitConfig = FitConfig(steps=250, rate=Linear(1.0, 0.1))
+    photometric: PhotometricConfig = PhotometricConfig(mask=Constant(0.5))
+
+
+@dataclass(frozen=True)
+class PromptView:
+    """What is done with the prompt's own camera, once it is estimated. Not in the paper."""
+
+    locate: LocateConfig = LocateConfig()
+    """How the camera is found."""
+    photometric: PhotometricConfig = PhotometricConfig(mask=Constant(0.5))
+    """The field looks like the prompt from there."""
+    projection: ProjectionConfig = ProjectionConfig()
+    """The prompt's pixels are painted onto the mesh from there."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a result, apart from the picture, the words and the seed."""
+
+    prior: str = "imagedream"
+    """Which prior: "nano" is inside the package, others come with --weights."""
+    weights: Path | None = None
+    """File or folder of the prior's weights."""
+    control: str = "local+pixel"
+    """Image controllers in use, joined by '+': global, local, pixel; or 'none'."""
+    image_weight: ImageWeight = ImageWeight()
+    """Strength of each controller."""
+    view_elevation: float = 5.0
+    """Elevation of the canonical views, degrees."""
+    fovy: float = 40.0
+    """Vertical field of view of the canonical views, degrees; the prior does not know it, the fit must assume one."""
+    background: Literal["key", "white", "grey"] = "key"
+    """Behind the sampled views: the colour that differs most from the object, or a fixed one."""
+    sampling: SamplingConfig = SamplingConfig()
+    """Diffusion sampling of the canonical views."""
+    guidance: ReconConfig = ReconConfig()
+    """Image-prompt score distillation."""
+    cameras: OrbitSampler = OrbitSampler()
+    """Cameras of the distillation ("camera alignment")."""
+    distillation: DistillationConfig = DistillationConfig()
+    """Schedules and regularisers of the distillation."""
+    warm_start: WarmStart | None = None
+    """Begin with a fit of sampled views (nano only)."""
+    keep_views: PhotometricConfig | None = None
+    """Keep looking like the sampled views during the distillation (nano only)."""
+    prompt_view: PromptView | None = None
+    """Use the prompt's own camera (nano only)."""
+    scene: VolumeConfig = VolumeConfig()
+    """The radiance field."""
+    fit: FitConfig = FitConfig()
+    """Optimisation of the radiance field."""
+    mesh: MeshConfig = MeshConfig()
+    """Extraction of the mesh."""
+
+
+def paper() -> Config:
+    """The paper's and the released configuration's numbers (reference: sections 3 and 4 of the paper,
+    `imagedream-sd21`)."""
+    return Config(scene=imagedream_volume())
+
+
+def nano(quality: Literal["draft", "default", "high"] = "default") -> Config:
+    """The embedded prior on a CPU; `quality` decides how long."""
+    steps = {"draft": 60, "default": 150, "high": 600}[quality]
+    distance = fit_distance(40.0)
+    # Three times the released learning rates: a CPU has hundreds of steps, not thousands (29.4 against 25.5 dB on
+    # unseen views after 250 steps on eight views of a horse).
+    # The views of a small prior disagree; total variation keeps the planes from carving that into ridges (0.4 dB less
+    # on the sampled views, and a surface instead of gravel).
+    rates = FitConfig(encoding_rate=0.03, network_rate=0.003, total_variation=Constant(1.0))
+    return Config(
+        prior="nano",
+        control="global+local+pixel",
+        sampling=SamplingConfig(
+            # Ancestral sampling forgives a young network its errors: on eight val objects half-way through training the
+            # silhouettes' overlap rose from 0.20 to 0.42, with guidance to 0.48.
+            steps=20 if quality == "draft" else 30,
+            guidance_scale=2.0,
+            eta=1.0,
+            spacing="exact",
+            clip=True,
+        ),
+        guidance=ReconConfig(guidance_scale=2.0, rescale=0.2),
+        cameras=OrbitSampler(elevation=(-5.0, 30.0), fovy=(40.0, 40.0), distance=(distance, distance)),
+        distillation=DistillationConfig(
+            noise_range=NoiseRange(low=Linear(0.3, 0.02, 0.8), high=Linear(0.6, 0.25, 0.8)),
+            resolution=Constant(64),
+            scenes=Constant(1),
+            weight=Constant(1e-4),
+            random_background=1.0,
+            shading=ShadingConfig(begin=1.0),
+            regularizers=Regularizers(sparsity=Constant(0.0)),
+        ),
+        warm_start=WarmStart(fit=replace(rates, steps=200 if quality == "draft" else 300, rate=Linear(1.0, 0.1))),
+        keep_views=PhotometricConfig(pixels=RandomRays(1024), weight=Linear(1.0, 0.3), mask=Constant(0.5)),
+        prompt_view=PromptView(photometric=PhotometricConfig(weight=Constant(0.3), mask=Constant(0.5))),
+        scene=VolumeConfig(samples=Constant(96)),
+        # Gently: what the warm start settled, disagreeing views and a noisy guidance would carve up again.
+        fit=replace(rates, steps=steps, rate=Linear(0.15, 0.02), total_variation=Constant(3.0)),
+        mesh=MeshConfig(resolution=96 if quality == "draft" else 128),
+    )
+
+
+def configure(preset: str, quality: str) -> Config:
+    """The config that a command line starts from."""
+    if preset == "paper":
+        return paper()
+    if quality not in ("draft", "default", "high"):
+        raise UserError(f"quality is draft, default or high, got {quality!r}")
+    return nano(quality)  # type: ignore[arg-type]
+
+
+def imagedream(prompt: Prompt, config: Config, run: Run) -> Asset:
+    """The textured asset of one picture. Stages are kept in the run's folder and reused."""
+    if prompt.image is None:
+        raise UserError("ImageDream needs a picture; for words alone use a text-to-3D method")
+    prior = load_prior(config.prior, config.weights, run.device)
+    prior = prior.with_config(control=config.control, image_weight=config.image_weight)
+    run.record_prior(prior.card())
+    run.cite(CITATION)
+
+    # Section 3.1: the canonical views, whatever the viewpoint of the prompt.
+    background = background_colour(prompt, config)
+    condition = prior.condition(prompt, background)
+    rings = config.warm_start.rings if config.warm_start else 1
+    views = [
+        run.stage("views" if ring == 0 else f"views_{ring}", sample_views, prior, condition,
+                  ring_cameras(config, prior, 90.0 * ring / rings), config.sampling)
+        for ring in range(rings)
+    ]  # fmt: skip
+
+    scene = VolumeScene(config.scene, seed=run.seed)
+    if config.warm_start:
+        target = Photometric(join_views(views), config.warm_start.photometric, name="views")
+        scene = run.stage("warm_start", fit, scene, [target], config.warm_start.fit)
+    located = locate(scene, prompt, config, run)
+
+    # Section 3.4: image-prompt score distillation, with background and camera alignment.
+    guidance = ReconGuidance(prior, replace(prompt, cutout=None), config.guidance)
+    objectives: list[Distillation | Photometric] = [Distillation(guidance, config.cameras, config.distillation)]
+    if config.keep_views:
+        objectives.append(Photometric(join_views(views), config.keep_views, name="views"))
+    if config.prompt_view and located and located.estimate.reliable:
+        objectives.append(Photometric(located.view, config.prompt_view.photometric, name="prompt_view"))
+    scene = run.stage("radiance_field", fit, scene, objectives, config.fit)
+
+    painted = located if config.prompt_view and located and located.estimate.reliable else None
+    mesh: Mesh = run.stage(
+        "mesh", make_mesh, scene, config.mesh, painted.view if painted else None,
+        config.prompt_view.projection if config.prompt_view else None,
+    )  # fmt: skip
+    return Asset(mesh, views=views[0], provenance=run.provenance())
+
+
+def locate(scene: VolumeScene, prompt: Prompt, config: Config, run: Run) -> Located | None:
+    """The prompt in the frame of its own camera; None where the config does not want it."""
+    if config.prompt_view is None or prompt.image is None:
+        return None
+    known = prompt.camera.elevation if prompt.camera is not None else None
+    return run.stage("locate", locate_prompt, scene, prompt.image, known, config.prompt_view.locate)
+
+
+def ring_cameras(config: Config, prior: MultiViewPrior, azimuth: float) -> Cameras:
+    """Four canonical cameras, the first at `azimuth` degrees."""
+    size = prior.codec.image_size
+    return orbit(4, elevation=config.view_elevation, azimuth=azimuth, fovy=config.fovy, height=size, width=size)
+
+
+def join_views(rings: list[Views]) -> Views:
+    """All views of all rings."""
+    masks = [views.masks for views in rings if views.masks is not None]
+    return Views(
+        torch.cat([views.images for views in rings]),
+        torch.cat(masks) if len(masks) == len(rings) else None,
+        Cameras.cat([views.cameras for views in rings]),
+    )
+
+
+def background_colour(prompt: Prompt, config: Config) -> torch.Tensor:
+    """The flat colour behind the sampled views."""
+    assert prompt.image is not None
+    if config.background == "key":
+        return key_colour(prompt.image)
+    return torch.full((3,), 1.0 if config.background == "white" else 0.5)
