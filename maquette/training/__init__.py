@@ -1,0 +1,1 @@
+"""From objects to the weights of the embedded priors."""

@@ -1,0 +1,169 @@
+"""The whole recipe of the embedded nano prior: packed renders -> encoders -> multi-view prior -> weights with a card.
+
+`maquette train nano` runs it. A chunk is one whole schedule from warm-up to decay; `--initial` restarts from the
+average of an earlier chunk, which is how training goes on over several sessions or machines. This module and
+everything it imports need only torch, numpy, pillow and safetensors beside the package itself, so that it runs on a
+bare GPU machine from packed renders.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from maquette.diffusion.unet import ImagePromptConfig, UNetConfig
+from maquette.errors import UserError
+from maquette.priors.cards import Card
+from maquette.priors.codecs import SpaceToDepth
+from maquette.priors.hub import save_prior
+from maquette.priors.nano.assembly import NanoConfig, build_nano
+from maquette.run.settings import plain
+from maquette.training.data import PackedObjects
+from maquette.training.encoders import Encoders, EncoderTraining, train_encoders
+from maquette.training.multiview import MultiViewTraining, Trainer, train_multiview
+from maquette.training.weights import save_weights
+
+
+def nano_network() -> UNetConfig:
+    """The network of the nano prior: 7.1 million parameters on space-to-depth latents, 4 px a cell.
+
+    Joint attention at every level. At 32 px the finest has 8x8 tokens a view, which a CPU affords; at 64 px it has
+    16x16 and takes half of the training time.
+    """
+    prompt = ImagePromptConfig(
+        local_dim=128, global_dim=128, num_queries=16, depth=2, heads=4, head_width=32, ff_mult=2, num_global=4
+    )
+    return UNetConfig(
+        in_channels=96,
+        out_channels=48,
+        channels=64,
+        channel_mult=(1, 2, 2),
+        res_blocks=(1, 1, 1),
+        attention=(True, True, True),
+        head_width=64,
+        context_dim=128,
+        image_prompt=prompt,
+        groups=16,
+        ff_mult=2,
+        patch=4,
+        pixel_head=8,
+    )
+
+
+@dataclass(frozen=True)
+class NanoRecipe:
+    """What `maquette train nano` does."""
+
+    encoders: EncoderTraining = field(default_factory=EncoderTraining)
+    """Contrastive training of the text and image encoders."""
+    prior: MultiViewTraining = field(default_factory=lambda: MultiViewTraining(nano_network(), size=32, steps=5000))
+    """One chunk of the multi-view prior."""
+
+
+def train_nano(
+    packed: Path,
+    out: Path,
+    recipe: NanoRecipe,
+    *,
+    device: str = "cpu",
+    initial: Path | None = None,
+    seconds: float | None = None,
+    log: Callable[[dict[str, Any]], None] = lambda entry: print(json.dumps(entry), flush=True),
+    accelerator: Any = None,
+) -> Card:
+    """Train on a packed folder and write `out/package` (weights and card); everything resumes from `out`.
+
+    `initial` is a weights package or a folder `out` of an earlier chunk. `seconds` bounds the time of the prior's loop:
+    the state is kept and the same command continues. Raises UserError if the packed folder is not there.
+    """
+    if not (packed / "meta.jsonl").exists():
+        raise UserError(
+            f"{packed} holds no packed renders; make them with `maquette render OBJECTS --pack --out {packed}`"
+        )
+    started = time.monotonic()
+    data = PackedObjects.open(packed)
+    encoders = _encoders(data, out, recipe.encoders, device, initial, log)
+    trainer = Trainer(recipe.prior, encoders, device, None if initial is None else _network_of(initial), accelerator)
+    train_multiview(data, out, trainer, log, seconds=seconds)
+    save_weights(out / "average.safetensors", trainer.average.state, {"step": str(trainer.step)})
+    measured = {
+        "seconds": round(time.monotonic() - started),
+        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} thread(s), {device}",
+        "torch": torch.__version__,
+    }
+    return package_nano(out, encoders, trainer.average.state, recipe, data, {"steps_done": trainer.step, **measured})
+
+
+def package_nano(
+    out: Path,
+    encoders: Encoders,
+    network: dict[str, Tensor],
+    recipe: NanoRecipe,
+    data: PackedObjects,
+    facts: dict[str, Any],
+) -> Card:
+    """Write `out/package`: half-precision weights and their card."""
+    config = NanoConfig(
+        codec=SpaceToDepth(recipe.prior.size, recipe.prior.unet.patch),
+        network=recipe.prior.unet,
+        text_encoder=recipe.encoders.text,
+        image_encoder=recipe.encoders.image,
+    )
+    prior = build_nano(config)
+    prior.network.load_state_dict(network)
+    prior.text_encoder.load_state_dict(encoders.text.state_dict())
+    assert prior.image_encoder is not None
+    prior.image_encoder.load_state_dict(encoders.image.state_dict())
+    licences = sorted({meta["licence"] for meta in data.meta})
+    card = {
+        "name": "nano",
+        "licence": "Apache-2.0",
+        "training_objects": {"count": len(data), "licences": licences},
+        "recipe": plain(replace(recipe, prior=replace(recipe.prior, unet=UNetConfig()))) | {"network": "see config"},
+        "training": facts,
+    }
+    return save_prior(out / "package", prior, config, card)
+
+
+def _encoders(
+    data: PackedObjects,
+    out: Path,
+    config: EncoderTraining,
+    device: str,
+    initial: Path | None,
+    log: Callable[[dict[str, Any]], None],
+) -> Encoders:
+    """Trained encoders: those of this folder, else those of the chunk before, else newly trained ones."""
+    path = out / "encoders.safetensors"
+    if not path.exists() and initial is not None and (initial / "encoders.safetensors").exists():
+        save_weights(path, load_file(initial / "encoders.safetensors"), {"from": "the chunk before"})
+    if not path.exists():
+        return train_encoders(data, path, config, device, log)
+    encoders = Encoders(config.text, config.image)
+    encoders.load_state_dict(load_file(path))
+    return encoders
+
+
+def _network_of(initial: Path) -> dict[str, Tensor]:
+    """The averaged network of an earlier chunk."""
+    path = initial / "average.safetensors"
+    if path.exists():
+        return load_file(path)
+    path = initial / "trainer.safetensors"
+    if not path.exists():
+        raise UserError(
+            f"{initial} has neither average.safetensors nor trainer.safetensors; give the folder of an earlier chunk"
+        )
+    with safe_open(path, "pt") as file:
+        names = [name for name in file.keys() if name.startswith("average.")]  # noqa: SIM118
+        return {name.removeprefix("average."): file.get_tensor(name) for name in names}

@@ -1,0 +1,174 @@
+"""Training of the nano prior: batches obey the geometry, a resumed run is the same run, the package loads."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from maquette.cameras import orbit
+from maquette.errors import UserError
+from maquette.images import ImagePrompt, Prompt
+from maquette.priors.hub import load_prior
+from maquette.training.batches import draw_3d, draw_single
+from maquette.training.data import PackedObjects, composite, recolour, to_tensor, view_words
+from maquette.training.encoders import Encoders, EncoderTraining, contrast
+from maquette.training.multiview import MultiViewTraining, Trainer, camera_vectors, train_multiview
+from maquette.training.nano import NanoRecipe, nano_network, train_nano
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six objects: a bar of its own colour whose place in the picture says the azimuth it is seen from."""
+    folder = tmp_path_factory.mktemp("packed")
+    rng = np.random.default_rng(0)
+    colours = rng.integers(40, 255, size=(6, 3))
+
+    def picture(colour: np.ndarray, azimuth: float) -> np.ndarray:
+        rgba = np.zeros((64, 64, 4), np.uint8)
+        rgba[..., :3] = colour
+        column = int(round(32 + 20 * np.sin(np.radians(azimuth))))
+        rgba[16:48, column - 4 : column + 4, 3] = 255
+        return rgba
+
+    def poses(azimuths: np.ndarray, elevation: float) -> np.ndarray:
+        rows = np.zeros((6, 8, 8), np.float32)
+        rows[..., 0], rows[..., 1], rows[..., 2], rows[..., 3] = azimuths, elevation, 2.2, 40.0
+        return rows
+
+    steps = 45.0 * np.arange(8)
+    front = np.array([-80.0, -40.0, 0.0, 40.0, 80.0, 150.0, 200.0, 250.0])
+    for name, azimuths in (("canonical", steps), ("prompt", front), ("free", front + 10), ("ring", steps + 20)):
+        array = np.stack([[picture(colour, azimuth) for azimuth in azimuths] for colour in colours])
+        np.save(folder / f"{name}.npy", array)
+        if name != "canonical":
+            np.save(folder / f"{name}_poses.npy", poses(azimuths, 10.0))
+    lines = [
+        {"id": f"o{i}", "caption": "a red box", "family": f"f{i}", "has_canonical_front": True, "licence": "CC0-1.0"}
+        for i in range(6)
+    ]
+    (folder / "meta.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def tiny() -> MultiViewTraining:
+    network = replace(
+        nano_network(), channels=32, channel_mult=(1, 1), res_blocks=(1, 1), attention=(False, True), groups=8
+    )
+    return MultiViewTraining(replace(network, head_width=32), steps=6, batch=2, warmup=2)
+
+
+def encoders() -> Encoders:
+    torch.manual_seed(0)
+    return Encoders(EncoderTraining().text, EncoderTraining().image)
+
+
+def test_targets_are_labelled_with_the_azimuth_that_they_show(packed: Path) -> None:
+    data = PackedObjects.open(packed)
+    for seed in range(12):
+        batch = draw_3d(data, np.random.default_rng(seed), 4, 4, 64)
+        columns = torch.arange(64) + 0.5
+        centre = (batch.masks[:, :, 0] * columns).sum((-1, -2)) / batch.masks[:, :, 0].sum((-1, -2))
+        expected = 32 + 20 * torch.sin(torch.deg2rad(batch.azimuth))
+        # Mirrored objects mirror their labels, so the bar is where the label says in every scene.
+        assert (centre - expected).abs().max() < 1.5
+
+
+def test_prompt_and_targets_share_the_background(packed: Path) -> None:
+    batch = draw_3d(PackedObjects.open(packed), np.random.default_rng(1), 6, 4, 64)
+    corners = batch.targets[:, :, :, 0, 0]
+    assert torch.equal(corners, batch.prompts[:, None, :, 0, 0].expand_as(corners))
+    assert len({tuple(c.tolist()) for c in corners[:, 0]}) > 1
+
+
+def test_relative_cameras_count_from_the_prompt(packed: Path) -> None:
+    batch = draw_3d(PackedObjects.open(packed), np.random.default_rng(2), 8, 4, 64, relative=True)
+    nearest = ((batch.azimuth + 180) % 360 - 180).abs().min(dim=1).values
+    assert (nearest <= 22.5).all()
+
+
+def test_single_views_name_their_side(packed: Path) -> None:
+    batch = draw_single(PackedObjects.open(packed), np.random.default_rng(0), 64, 32)
+    assert batch.images.shape == (64, 3, 32, 32)
+    endings = {caption.partition(", ")[2] for caption in batch.captions}
+    assert {"front view", "side view", "back view"} <= endings
+    assert view_words(10, 0, True) == ", front view" and view_words(180, 0, True) == ", back view"
+    assert view_words(10, 70, False) == ", overhead view" and view_words(10, 0, False) == ""
+
+
+def test_averaging_down_keeps_the_colour_of_half_covered_pixels() -> None:
+    rgba = np.zeros((1, 4, 4, 4), np.uint8)
+    rgba[0, :2, :, :] = (200, 100, 50, 255)
+    small = to_tensor(rgba, 1)
+    assert torch.allclose(small[0, :3, 0, 0] * 255, torch.tensor([200.0, 100.0, 50.0]), atol=0.5)
+    assert float(small[0, 3]) == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="whole factor"):
+        to_tensor(rgba, 3)
+
+
+def test_recolouring_leaves_the_silhouette(packed: Path) -> None:
+    stack = to_tensor(np.load(packed / "canonical.npy")[0])
+    changed = recolour(stack, np.random.default_rng(4))
+    assert torch.equal(changed[:, 3], stack[:, 3]) and not torch.allclose(changed[:, :3], stack[:, :3])
+    white = composite(stack, torch.ones(3, 1, 1))
+    assert torch.equal(white[:, :, 0, 0], torch.ones(8, 3))
+
+
+def test_contrast_ignores_members_of_a_family() -> None:
+    a = torch.nn.functional.normalize(torch.randn(4, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    allowed = torch.eye(4, dtype=torch.bool)
+    assert float(contrast(a, a, torch.tensor(10.0), allowed)) == pytest.approx(0.0, abs=1e-6)
+    assert float(contrast(a, a, torch.tensor(10.0), torch.ones(4, 4, dtype=torch.bool))) > 0
+
+
+def test_camera_vectors_are_those_of_the_prior() -> None:
+    from maquette.priors.multiview_cameras import mvdream_camera_condition
+
+    ring = orbit(4, elevation=5.0)
+    ours = camera_vectors(torch.tensor([[0.0, 90.0, 180.0, 270.0]]), torch.full((1, 4), 5.0))
+    assert torch.allclose(ours[0], mvdream_camera_condition(ring), atol=1e-5)
+
+
+def test_a_resumed_run_is_the_same_run(packed: Path, tmp_path: Path) -> None:
+    data, log = PackedObjects.open(packed), lambda entry: None
+    whole = train_multiview(data, tmp_path / "whole", Trainer(tiny(), encoders()), log)
+    first = Trainer(tiny(), encoders())
+    for _ in range(3):
+        first.train_step(data)
+    first.save(tmp_path / "parts")
+    second = train_multiview(data, tmp_path / "parts", Trainer(tiny(), encoders()), log)
+    assert second.step == whole.step == 6
+    for name, value in whole.average.state.items():
+        assert torch.equal(value, second.average.state[name]), name
+
+
+def test_a_step_lowers_the_loss_on_what_it_saw(packed: Path) -> None:
+    data = PackedObjects.open(packed)
+    config = replace(tiny(), steps=40, learning_rate=2e-3, probability_2d=0.0, drop_control=0.0, recolour=0.0)
+    trainer = Trainer(config, encoders())
+    losses = [trainer.train_step(data)["loss"] for _ in range(40)]
+    assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
+
+
+def test_the_recipe_ends_in_a_package_that_loads(packed: Path, tmp_path: Path) -> None:
+    recipe = NanoRecipe(EncoderTraining(steps=2, batch=6, warmup=1), replace(tiny(), steps=2))
+    entries: list[dict[str, object]] = []
+    card = train_nano(packed, tmp_path / "out", recipe, log=entries.append)
+    assert {entry["stage"] for entry in entries} == {"encoders", "prior"}
+    prior = load_prior("nano", card.path.parent)
+    picture = ImagePrompt(torch.rand(3, 64, 64), torch.ones(1, 64, 64))
+    condition = prior.condition(Prompt(picture, "a red box"), torch.ones(3))
+    latents = torch.randn(1, 4, *prior.codec.latent_shape, generator=torch.Generator().manual_seed(0))
+    out = prior.predict(latents, torch.tensor([500]), condition, orbit(4))
+    assert out.x0.shape == latents.shape and bool(torch.isfinite(out.x0).all())
+    more = train_nano(packed, tmp_path / "next", recipe, log=entries.append, initial=tmp_path / "out")
+    assert more.sha256 != card.sha256
+
+
+def test_a_missing_pack_is_told_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no packed renders"):
+        train_nano(tmp_path, tmp_path / "out", NanoRecipe())
