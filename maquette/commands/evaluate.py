@@ -1,0 +1,236 @@
+"""`maquette evaluate`: how good results are, against known objects, against their prompts, and in people's eyes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from maquette.asset import Asset
+from maquette.commands.arguments import choose, parse
+from maquette.commands.method import Method, method_options, starting_config, word_after
+from maquette.evaluation.compare import Comparison, build_comparison, describe, tally
+from maquette.evaluation.encoders import ImageEncoder
+from maquette.evaluation.inception import InceptionClassifier
+from maquette.evaluation.judge import SHIPPED, NanoJudge
+from maquette.evaluation.objects import ObjectBenchmark, evaluate_objects, evaluate_views
+from maquette.evaluation.prompts import PromptBenchmark, evaluate_prompts
+from maquette.evaluation.published import ClipEncoder, DinoEncoder
+from maquette.evaluation.truth import Protocol
+from maquette.images import Prompt, Views
+from maquette.priors.cards import CARD_FILE
+from maquette.run import Run, fingerprint
+from maquette.run.files import write_json
+from maquette.run.settings import plain
+
+METHODS = {"imagedream": "maquette.commands.imagedream", "views": "maquette.commands.views"}
+"""What can be evaluated: method -> the module whose METHOD it is."""
+
+
+@dataclass(frozen=True)
+class Judges:
+    """Networks that see how alike two pictures are; every figure carries the name of the one that made it."""
+
+    nano: Literal["auto", "on", "off"] = "auto"
+    """nano-judge, which takes no part in making results: used where the package has its weights, always, or never."""
+    clip: Annotated[Path | None, arg(metavar="FOLDER")] = None
+    """A CLIP model in Hugging Face's layout (needs the extra `published`)."""
+    dino: Annotated[Path | None, arg(metavar="FOLDER")] = None
+    """A DINO model in Hugging Face's layout (needs the extra `published`)."""
+
+    def load(self) -> tuple[ImageEncoder, ...]:
+        """The networks themselves; UserError naming the file that is missing or wrong."""
+        shipped = (SHIPPED / CARD_FILE).is_file()
+        if self.nano == "auto" and not shipped:
+            print("note: nano-judge's weights are not in this package, so its figures are left out", file=sys.stderr)
+        encoders: list[ImageEncoder] = (
+            [NanoJudge.load()] if self.nano == "on" or (self.nano == "auto" and shipped) else []
+        )
+        if self.clip is not None:
+            encoders.append(ClipEncoder(self.clip))
+        if self.dino is not None:
+            encoders.append(DinoEncoder(self.dino))
+        return tuple(encoders)
+
+
+@dataclass(frozen=True)
+class ObjectOptions:
+    folder: Annotated[Positional[Path], arg(metavar="FOLDER")]
+    """Objects with an index.jsonl, as in a data pack's val."""
+    method: Literal["imagedream", "views"] = "imagedream"
+    """What is evaluated."""
+    out: Path = Path("metrics.json")
+    """The figures; everything behind them is kept in a folder of the same name beside it."""
+    limit: int | None = None
+    """Take the first so many objects with a front, in an order shuffled by the seed."""
+    ids: tuple[str, ...] = ()
+    """Take exactly these objects instead."""
+    train: Path | None = None
+    """Folder of training objects: adds the nearest of them as a baseline."""
+    elevation: float = 5.0
+    """Degrees above the horizon of the prompt's camera."""
+    judges: Judges = Judges()
+    """Networks that compare pictures with the prompt."""
+    seed: int = 0
+    """Of the order, of the measurements and of the method."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the method computes."""
+    preset: Literal["nano", "paper"] = "nano"
+    """The method's settings to start from."""
+    quality: Literal["draft", "default", "high"] = "default"
+    """How much time the method spends on an object."""
+    overwrite: bool = False
+    """Replace results of other settings in that place."""
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    folder: Annotated[Positional[Path], arg(metavar="FOLDER")]
+    """Pictures, with captions in an index.jsonl if there is one."""
+    method: Literal["imagedream", "views"] = "imagedream"
+    """What is evaluated."""
+    out: Path = Path("prompts.json")
+    """The figures; everything behind them is kept in a folder of the same name beside it."""
+    limit: int | None = None
+    """Only the first so many prompts."""
+    judges: Judges = Judges()
+    """Networks that compare pictures with the prompt and its caption."""
+    inception: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Weights of an Inception-v3 classifier (safetensors): adds the quality-only inception score."""
+    seed: int = 0
+    """Of the intervals and of the method."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the method computes."""
+    preset: Literal["nano", "paper"] = "nano"
+    """The method's settings to start from."""
+    quality: Literal["draft", "default", "high"] = "default"
+    """How much time the method spends on a prompt."""
+    overwrite: bool = False
+    """Replace results of other settings in that place."""
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    runs: Annotated[Positional[tuple[Path, Path]], arg(metavar="RUN RUN")]
+    """Two run folders, or two folders of them with cases of equal names."""
+    out: Path = Path("compare.html")
+    """The page; its key, which tells left from right, goes beside it."""
+    config: Annotated[Comparison, arg(name="")] = Comparison()
+    """How results are shown."""
+
+
+@dataclass(frozen=True)
+class TallyOptions:
+    key: Annotated[Positional[Path], arg(metavar="KEY")]
+    """The key of a comparison page."""
+    votes: Annotated[Positional[tuple[Path, ...]], arg(metavar="VOTES...")]
+    """Files of votes that the page saved."""
+    out: Path | None = None
+    """Write the counts as JSON too."""
+
+
+def run(arguments: list[str]) -> int:
+    """Measure what the first word names."""
+    choices = {
+        "objects": (objects, "shape and looks against objects that are known from all sides"),
+        "prompts": (prompts, "likeness and quality of what is made of pictures, without ground truth"),
+        "compare": (compare, "a blinded page on which people choose between two results"),
+        "votes": (votes, "what the votes of such a page say"),
+    }
+    return choose(choices, arguments, "maquette evaluate")
+
+
+def objects(arguments: list[str]) -> int:
+    """The object benchmark."""
+    options, method, config = _read(ObjectOptions, arguments, "maquette evaluate objects")
+    benchmark = ObjectBenchmark(Protocol(elevation=options.elevation), options.limit, options.ids, options.seed)
+    evaluate: Callable[..., dict[str, Any]] = evaluate_views if options.method == "views" else evaluate_objects
+    report = evaluate(
+        options.folder, Answering(method, config, options.seed, options.device), benchmark, out=options.out,
+        train=options.train, encoders=options.judges.load(),
+        method={"name": method.name, "config": plain(config)}, overwrite=options.overwrite, say=_say,
+    )  # fmt: skip
+    rows = {method.name: report["mean"], **{name: entry["mean"] for name, entry in report["baselines"].items()}}
+    print(_table(rows))
+    print(f"{options.out}: {len(report['objects'])} objects, {len(report['failures'])} failures")
+    return 0
+
+
+def prompts(arguments: list[str]) -> int:
+    """The ImageDream protocol."""
+    options, method, config = _read(PromptOptions, arguments, "maquette evaluate prompts")
+    answer = Answering(method, config, options.seed, options.device)
+    report = evaluate_prompts(
+        options.folder, sample=answer if options.method == "views" else None,
+        reconstruct=None if options.method == "views" else answer, encoders=options.judges.load(),
+        classifier=None if options.inception is None else InceptionClassifier(options.inception),
+        config=PromptBenchmark(limit=options.limit, seed=options.seed), out=options.out,
+        method={"name": method.name, "config": plain(config)}, overwrite=options.overwrite, say=_say,
+    )  # fmt: skip
+    kinds = [kind for kind in ("prompt", "diffused", "rendered") if kind in report]
+    print(_table({kind: {name: figure["mean"] for name, figure in report[kind].items()} for kind in kinds}))
+    print(f"{options.out}: all figures, case by case")
+    return 0
+
+
+def compare(arguments: list[str]) -> int:
+    """Write the page."""
+    options = parse(CompareOptions, arguments, "maquette evaluate compare", about="A blinded side-by-side page.")
+    key = build_comparison(*options.runs, options.out, options.config, say=_say)
+    print(f"{options.out}: open it in a browser, vote, and save the votes")
+    print(f"{key}: keep it away from the voters; `maquette evaluate votes {key} VOTES...` counts")
+    return 0
+
+
+def votes(arguments: list[str]) -> int:
+    """Count votes."""
+    options = parse(TallyOptions, arguments, "maquette evaluate votes", about="What saved votes say.")
+    report = tally(options.key, options.votes)
+    print("\n".join(describe(report)))
+    if options.out is not None:
+        write_json(options.out, report)
+    return 0
+
+
+class Answering:
+    """A method as the benchmarks call it: a prompt and a folder in, the result out; resumable in that folder."""
+
+    def __init__(self, method: Method, config: Any, seed: int, device: str) -> None:
+        self._method, self._config, self._seed, self._device = method, config, seed, device
+
+    def __call__(self, prompt: Prompt, folder: Path) -> Any:
+        """The asset, or the views, that the method makes of `prompt`."""
+        with Run.open(
+            folder, config=self._config, seed=self._seed, device=self._device, method=self._method.name,
+            inputs={"prompt": fingerprint(prompt.image), "caption": prompt.caption}, quiet=True,
+        ) as run:  # fmt: skip
+            result: Asset | Views = self._method.make(prompt, self._config, run)
+        return result
+
+
+def _read(kind: type[Any], arguments: list[str], command: str) -> tuple[Any, Method, Any]:
+    """Options of a benchmark, the method that they name and its config, whose fields are options too."""
+    name = word_after(arguments, "--method", tuple(METHODS), "imagedream")
+    method: Method = import_module(METHODS[name]).METHOD
+    options: Any = parse(method_options(kind, starting_config(method, arguments)), arguments, command)
+    return options, method, options.config
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _table(rows: dict[str, dict[str, float]]) -> str:
+    """Figures in columns, one row a method or baseline."""
+    names = list(next(iter(rows.values())))
+    width = max(map(len, rows))
+    lines = [" " * width + "".join(f"  {name:>16}" for name in names)]
+    for row, figures in rows.items():
+        cells = "".join(f"  {figures[name]:>16.4f}" if name in figures else f"  {'-':>16}" for name in names)
+        lines.append(f"{row:<{width}}{cells}")
+    return "\n".join(lines)

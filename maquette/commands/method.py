@@ -1,0 +1,206 @@
+"""What every method command does around its method: options, prompt, run folder, live pictures, asset, report, box."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from maquette.asset import Asset
+from maquette.commands.arguments import FLAT, parse
+from maquette.commands.outcome import LiveFolder, closing_box
+from maquette.errors import UserError
+from maquette.images import CameraEstimate, Prompt, Views, read_prompt, save_image
+from maquette.run import Run, file_sha256
+from maquette.run.files import atomic_path
+from maquette.run.progress import duration
+
+PRESETS = ("nano", "paper")
+QUALITIES = ("draft", "default", "high")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method as its command sees it."""
+
+    name: str
+    """Its word on the command line."""
+    about: str
+    """One sentence for `--help`."""
+    config: Callable[[str, str], Any]
+    """(preset, quality) -> its config, a frozen dataclass."""
+    make: Callable[[Prompt, Any, Run], Asset | Views]
+    """The method: from a prompt to an asset, or to pictures."""
+    estimate: Callable[[Any], tuple[float, int]] = lambda config: (0.0, 0)
+    """config -> (seconds on two CPU cores, peak bytes) as measured; zeros where nothing is known."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options that all methods share; the method's own config is beside them."""
+
+    image: Annotated[Positional[Path], arg(metavar="IMAGE")]
+    """Picture of one object: PNG, JPEG or WebP, with or without a background."""
+    out: Annotated[Path | None, arg(metavar="FOLDER")] = None
+    """Where everything goes; default: runs/METHOD-IMAGE."""
+    preset: Literal["nano", "paper"] = "nano"
+    """nano: the embedded priors, made for a CPU; paper: the paper's own settings, for published weights and a GPU."""
+    quality: Literal["draft", "default", "high"] = "default"
+    """How much time to spend."""
+    caption: str = ""
+    """What the picture shows, in a few words."""
+    negative: str = ""
+    """What the result must not look like."""
+    mask: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Picture whose bright (or opaque) part is the object; by default the object is cut out automatically."""
+    elevation: Annotated[float | None, arg(metavar="DEG")] = None
+    """Degrees above the horizon from which the picture was taken; estimated by default."""
+    seed: int = 0
+    """Same seed, same machine: the same bytes."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+    steps: Annotated[int | None, arg(metavar="N")] = None
+    """Steps of each field fit; schedules are fractions of it."""
+    overwrite: bool = False
+    """Replace a run with other settings in that folder."""
+
+
+def run_method(method: Method, arguments: list[str]) -> int:
+    """Read the options, run the method in its folder, and write everything that a run folder holds."""
+    options, config = read_options(method, arguments)
+    prompt = read_prompt(options.image, mask=options.mask, caption=options.caption, negative=options.negative)
+    prompt = with_elevation(prompt, options.elevation)
+    out = options.out or Path("runs") / f"{method.name}-{slug(options.image)}"
+    began = time.monotonic()
+    with Run.open(
+        out, config=config, seed=options.seed, device=options.device, method=method.name,
+        inputs=describe_inputs(options), overwrite=options.overwrite,
+    ) as run:  # fmt: skip
+        announce(method, config, prompt, run)
+        with LiveFolder(run) as live:
+            run.watch(live)
+            finish(run, method.make(prompt, config, run), live)
+    print(closing_box(run, method.name, arguments, time.monotonic() - began))
+    return 0
+
+
+def read_options(method: Method, arguments: list[str]) -> tuple[Options, Any]:
+    """The common options and the method's config, with `--preset` and `--quality` as the config's starting point."""
+    kind = method_options(Options, starting_config(method, arguments))
+    options: Any = parse(kind, arguments, f"maquette {method.name}", about=method.about)
+    config = options.config
+    if options.steps is not None:
+        if options.steps < 1:
+            raise UserError(f"--steps: expected a whole number of at least 1, got {options.steps}")
+        config = with_steps(config, options.steps)
+    return options, config
+
+
+def starting_config(method: Method, arguments: list[str]) -> Any:
+    """The method's config before any of its fields is overridden."""
+    preset = word_after(arguments, "--preset", PRESETS, "nano")
+    return method.config(preset, word_after(arguments, "--quality", QUALITIES, "default"))
+
+
+def method_options(kind: type[Any], start: Any) -> type[Any]:
+    """A dataclass with the options of `kind` and, as further options, every field of the config `start`."""
+    flat = (FLAT, Annotated[type(start), arg(name="")], start)
+    return dataclasses.make_dataclass("MethodOptions", [flat], bases=(kind,), frozen=True)
+
+
+def word_after(arguments: list[str], name: str, choices: tuple[str, ...], default: str) -> str:
+    """The value of an option that decides the defaults of others, read before the rest; UserError if it is none of
+    `choices`.
+    """
+    for i, word in enumerate(arguments):
+        if word == name or word.startswith(f"{name}="):
+            value = word.partition("=")[2] or (arguments[i + 1] if i + 1 < len(arguments) else "")
+            if value not in choices:
+                near = difflib.get_close_matches(value, choices, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise UserError(f"{name}: expected one of {', '.join(choices)}, got {value!r}{hint}")
+            default = value
+    return default
+
+
+def with_steps(config: Any, steps: int) -> Any:
+    """`config` with the number of steps of every field fit in it set to `steps`; UserError if it has none."""
+    replaced, count = _with_steps(config, steps)
+    if count == 0:
+        raise UserError("--steps: this method fits no field, so it has no steps to set.")
+    return replaced
+
+
+def _with_steps(config: Any, steps: int) -> tuple[Any, int]:
+    changes: dict[str, Any] = {}
+    total = 0
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            inner, count = _with_steps(value, steps)
+            if type(value).__name__ == "FitConfig":
+                inner, count = dataclasses.replace(inner, steps=steps), count + 1
+            if count:
+                changes[field.name] = inner
+                total += count
+    return (dataclasses.replace(config, **changes) if changes else config), total
+
+
+def with_elevation(prompt: Prompt, elevation: float | None) -> Prompt:
+    """The prompt with a camera that the person vouches for, seen from the front."""
+    if elevation is None:
+        return prompt
+    if not -90 <= elevation <= 90:
+        raise UserError(f"--elevation: expected degrees from -90 to 90, got {elevation:g}")
+    return prompt.with_camera(CameraEstimate(0.0, elevation, 1.0, 0.0, True))
+
+
+def describe_inputs(options: Options) -> dict[str, Any]:
+    """What goes in, by name and content and not by place."""
+    inputs: dict[str, Any] = {"image": options.image.name, "image_sha256": file_sha256(options.image)}
+    if options.mask is not None:
+        inputs |= {"mask": options.mask.name, "mask_sha256": file_sha256(options.mask)}
+    for name in ("caption", "negative", "elevation", "preset", "quality"):
+        if (value := getattr(options, name)) not in ("", None):
+            inputs[name] = value
+    return inputs
+
+
+def slug(image: Path) -> str:
+    """The picture's name as part of a folder's name."""
+    return re.sub(r"[^a-z0-9]+", "-", image.stem.lower()).strip("-") or "image"
+
+
+def announce(method: Method, config: Any, prompt: Prompt, run: Run) -> None:
+    """Say in one line where it goes and how long it takes, and keep the crop that the prior sees."""
+    seconds, memory = method.estimate(config)
+    if memory:
+        run.require_memory(memory, f"`maquette {method.name}` with these settings")
+    about = f", about {duration(seconds)} on two CPU cores" if seconds and run.device.type == "cpu" else ""
+    print(f"{method.name} on {run.device.type} into {run.folder}{about}", file=sys.stderr)
+    if prompt.cutout is not None:
+        run.log(event="cutout", **dataclasses.asdict(prompt.cutout))
+        for warning in prompt.cutout.warnings:
+            print(f"note: {warning}", file=sys.stderr)
+    if prompt.image is not None:
+        with atomic_path(run.folder / "prompt.png") as temporary:
+            save_image(temporary, prompt.image.rgba())
+
+
+def finish(run: Run, result: Asset | Views, live: LiveFolder) -> None:
+    """Write the result and everything that is made from it."""
+    views = result if isinstance(result, Views) else result.views
+    if views is not None:
+        live.keep_views(views)
+    if isinstance(result, Asset):
+        result.save(run.folder / "asset.glb")
+    run.write_provenance()
+    live.write_report()

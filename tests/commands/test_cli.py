@@ -1,0 +1,242 @@
+"""The command line's contract: exit codes, one sentence for each mistake, help without waiting."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maquette import cli
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(autouse=True)
+def sketch_command(monkeypatch):
+    import sketch
+
+    monkeypatch.setattr(cli, "COMMANDS", dict(cli.COMMANDS))
+    monkeypatch.setitem(sys.modules, "maquette.report", None)
+    monkeypatch.setitem(sys.modules, "sketch_command", None)
+    sketch.install()
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """A red disc with alpha."""
+    y, x = np.mgrid[:64, :64] - 31.5
+    rgba = np.zeros((64, 64, 4), np.uint8)
+    rgba[..., 0] = 200
+    rgba[..., 3] = np.where(x**2 + y**2 < 20**2, 255, 0)
+    path = tmp_path / "Red Disc.png"
+    Image.fromarray(rgba).save(path)
+    return path
+
+
+@pytest.fixture
+def maquette(capsys, tmp_path, monkeypatch):
+    """Run a command in this process: (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words):
+        code = cli.main([str(word) for word in words])
+        out, error = capsys.readouterr()
+        assert "Traceback" not in error
+        return code, out, error
+
+    return call
+
+
+def refused(result, *parts, code=2):
+    """The one sentence on standard error, which has all the parts."""
+    assert result[0] == code, result
+    lines = [line for line in result[2].splitlines() if line.startswith("maquette: ")]
+    assert len(lines) == 1, result[2]
+    for part in parts:
+        assert part in lines[0]
+    return True
+
+
+def test_a_run_writes_what_its_folder_should_hold(maquette, picture, tmp_path):
+    code, out, error = maquette("sketch", picture, "--caption", "a red disc")
+    assert code == 0, error
+    folder = tmp_path / "runs" / "sketch-red-disc"
+    for name in ("asset.glb", "report.html", "views.png", "prompt.png", "config.json", "provenance.json", "log.jsonl"):
+        assert (folder / name).stat().st_size > 0, name
+    assert sorted(p.name for p in (folder / "views").iterdir())[:2] == ["000.png", "001.png"]
+    assert (folder / "views" / "transforms.json").exists()
+    assert {p.name for p in (folder / "stages").iterdir()} == {"views", "fit"}
+    config = json.loads((folder / "config.json").read_text())
+    assert config["inputs"]["image"] == "Red Disc.png" and config["inputs"]["caption"] == "a red disc"
+    assert config["config"]["fit"]["steps"] == 20
+    assert str(tmp_path) not in (folder / "provenance.json").read_text()
+    assert "asset.glb" in out and "time: views" in out and "nano is a small prior" in out
+    assert "about 20 s on two CPU cores" in error and "views: " in error
+
+
+def test_the_same_command_again_reuses_everything_and_keeps_the_bytes(maquette, picture, tmp_path):
+    assert maquette("sketch", picture, "--out", "a")[0] == 0
+    first = (tmp_path / "a" / "asset.glb").read_bytes()
+    code, out, _ = maquette("sketch", picture, "--out", "a")
+    assert code == 0 and "(kept)" in out
+    assert (tmp_path / "a" / "asset.glb").read_bytes() == first
+    assert maquette("sketch", picture, "--out", "b")[0] == 0
+    assert (tmp_path / "b" / "asset.glb").read_bytes() == first  # the folder's name is no part of it
+
+
+def config_of(folder):
+    return json.loads((folder / "config.json").read_text())["config"]
+
+
+def test_options_reach_the_config(maquette, picture, tmp_path):
+    words = ("sketch", picture, "--out", "a", "--preset=paper", "--quality", "draft", "--fit.learning-rate", "0.5")
+    assert maquette(*words, "--shape.radius", "0.25", "--prior", "other")[0] == 0
+    config = config_of(tmp_path / "a")
+    assert config["fit"] == {"steps": 50, "learning_rate": 0.5}
+    assert config["shape"] == {"kind": "Round", "radius": 0.25}
+    assert config["prior"] == "other"
+    assert maquette("sketch", picture, "--out", "b", "--steps", "7")[0] == 0
+    assert config_of(tmp_path / "b")["fit"]["steps"] == 7
+
+
+def test_components_are_chosen_by_name(maquette, picture, tmp_path):
+    words = ("sketch", picture, "--shape", "square", "--shape.side", "0.5", "--spin=turn", "--spin.speed", "3")
+    assert maquette(*words, "--out", "a")[0] == 0
+    assert config_of(tmp_path / "a")["shape"] == {"kind": "Square", "side": 0.5}
+    assert config_of(tmp_path / "a")["spin"]["speed"] == 3
+    assert maquette("sketch", picture, "--out", "b", "--spin", "none")[0] == 0
+    assert config_of(tmp_path / "b")["spin"] is None
+
+
+def test_the_commands_at_the_end_can_be_typed_as_they_are(maquette, picture, tmp_path):
+    _, out, _ = maquette("sketch", picture, "--seed", "4", "--out=a", "--fit.learning-rate", "0.5")
+    lines = [line.split("#")[0].split() for line in out.splitlines() if line.startswith("  maquette sketch")]
+    assert len(lines) == 2
+    for line in lines:
+        words = shlex.split(" ".join(line))
+        assert maquette(*words[1:])[0] == 0
+    assert json.loads((tmp_path / "a-seed5" / "config.json").read_text())["seed"] == 5
+    assert config_of(tmp_path / "a-high")["fit"] == {"steps": 60, "learning_rate": 0.5}
+
+
+def test_other_settings_need_another_folder_or_overwrite(maquette, picture, tmp_path):
+    assert maquette("sketch", picture, "--out", "a")[0] == 0
+    again = ("sketch", picture, "--out", "a", "--seed", "1")
+    assert refused(maquette(*again), "seed = 0, and this one has 1", "--overwrite")
+    assert maquette(*again, "--overwrite")[0] == 0
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["seed"] == 1
+    assert refused(maquette("sketch", picture, "--out", "a", "--seed", "1", "--caption", "a disc"), "inputs.caption")
+
+
+MISTAKES = [
+    (["skech"], ["no command 'skech'", "'sketch'"]),
+    (["sketch"], ["IMAGE is missing"]),
+    (["sketch", "IMAGE", "--fit.learning-rte", "1"], ["--fit.learning-rte", "did you mean --fit.learning-rate?"]),
+    (["sketch", "IMAGE", "--learning-rate", "1"], ["--learning-rate", "did you mean --fit.learning-rate?"]),
+    (["sketch", "IMAGE", "--fit.learning_rate_=1"], ["did you mean --fit.learning-rate?"]),
+    (["sketch", "IMAGE", "--sed", "1"], ["--sed", "did you mean --seed?"]),
+    (["sketch", "IMAGE", "--xyzzy"], ["no option --xyzzy", "--help"]),
+    (["sketch", "IMAGE", "more.png"], ["unexpected argument 'more.png'"]),
+    (["sketch", "IMAGE", "--fit.steps", "many"], ["--fit.steps: expected a whole number, got 'many'"]),
+    (["sketch", "IMAGE", "--fit.learning-rate", "fast"], ["--fit.learning-rate: expected a number, got 'fast'"]),
+    (["sketch", "IMAGE", "--fit.learning-rate", "-1"], ["fit.learning_rate must be positive, got -1"]),
+    (["sketch", "IMAGE", "--device", "gpu"], ["--device: expected one of", "'auto', 'cpu', 'cuda'", "'gpu'"]),
+    (["sketch", "IMAGE", "--preset", "nanu"], ["--preset: expected one of nano, paper, got 'nanu'", "'nano'"]),
+    (["sketch", "IMAGE", "--quality"], ["--quality: expected one of draft, default, high"]),
+    (["sketch", "IMAGE", "--seed"], ["--seed: a value is missing"]),
+    (["sketch", "IMAGE", "--steps", "0"], ["--steps", "at least 1, got 0"]),
+    (["sketch", "IMAGE", "--elevation", "100"], ["--elevation", "-90 to 90, got 100"]),
+    (["sketch", "IMAGE", "--shape.side", "1"], ["no option --shape.side"]),
+    (["sketch", "IMAGE", "--shape", "squre"], ["--shape: expected one of round, square", "did you mean 'square'?"]),
+    (["sketch", "IMAGE", "--shape"], ["--shape: a value is missing"]),
+    (["sketch", "IMAGE", "--shape", "square", "--shape.radius", "1"], ["no option --shape.radius"]),
+    (["sketch", "IMAGE", "--spin.speed", "1"], ["no option --spin.speed"]),
+    (["sketch", "IMAGE", "--spn", "turn"], ["no option --spn", "did you mean --spin?"]),
+    (["sketch", "missing.png"], ["missing.png"]),
+    (["sketch", "IMAGE", "--mask", "missing.png"], ["missing.png"]),
+    (["sketch", "IMAGE", "--out", "IMAGE"], ["Cannot write to", "--out"]),
+]
+
+
+@pytest.mark.parametrize(("words", "parts"), MISTAKES, ids=lambda value: " ".join(value) if "sketch" in value else "")
+def test_a_mistake_is_one_sentence_and_exit_2(maquette, picture, words, parts):
+    assert refused(maquette(*[picture if word == "IMAGE" else word for word in words]), *parts)
+
+
+def test_what_cannot_finish_is_one_sentence_and_exit_1(maquette, picture, tmp_path):
+    assert refused(maquette("sketch", picture, "--trouble", "nan"), "NaN at step 3", code=1)
+    assert refused(maquette("sketch", picture, "--trouble", "memory", "--out", "m"), "ran out of memory", code=1)
+    assert (tmp_path / "m" / "stages" / "views" / "stage.json").exists()
+
+
+def test_a_bug_shows_where_it_is(capsys, picture, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["sketch", str(picture), "--trouble", "bug"]) == 1
+    error = capsys.readouterr().err
+    assert "KeyError: 'missing'" in error and "this is a bug in maquette" in error
+
+
+def seconds_of(words):
+    """Processor time of `maquette WORDS`, which other processes on the machine do not change."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-m", "maquette", *words], env=ENVIRONMENT, capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: maquette")
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_help_answers_at_once():
+    assert seconds_of(["--help"]) < 0.5
+
+
+@pytest.mark.parametrize("command", [name for name in cli.COMMANDS if name != "sketch"])
+def test_help_of_commands_answers_soon(command):
+    assert seconds_of([command, "--help"]) < 3.0
+
+
+def test_help_lists_every_field_with_its_doc(maquette, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["sketch", "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for words in (
+        "--fit.learning-rate FLOAT",
+        "Step size.",
+        "--shape.radius",
+        "--out FOLDER",
+        "--steps N",
+        "IMAGE",
+        "--spin {turn,none}",
+    ):
+        assert words in text
+
+
+def test_version_and_no_command(maquette):
+    assert maquette("--version")[1].startswith("maquette 0.")
+    code, out, _ = maquette()
+    assert code == 0 and all(name in out for name in cli.COMMANDS if name != "sketch")
+
+
+def test_doctor_as_json(maquette):
+    code, out, _ = maquette("doctor", "--json")
+    report = json.loads(out)
+    assert report["healthy"] == (code == 0) == (report["faults"] == [])
+    assert report["versions"]["torch"] and report["torch"]["device"] in ("cpu", "cuda")
+    assert "nano" in report["weights"]
+
+
+def test_models(maquette):
+    code, out, _ = maquette("models", "list")
+    assert code == 0 and out.startswith("nano")
+    assert refused(maquette("models", "chekc"), "did you mean 'check'?")
+    assert refused(maquette("models", "check", "nowhere"), "nowhere")
