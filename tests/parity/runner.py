@@ -14,8 +14,9 @@ import torch
 from tests.parity.golden import Golden, Kind
 from tests.parity.imagedream import KINDS as IMAGEDREAM
 from tests.parity.metrics import KINDS as METRICS
+from tests.parity.usd import KINDS as USD
 
-KINDS: list[Kind] = [*IMAGEDREAM, *METRICS]
+KINDS: list[Kind] = [*IMAGEDREAM, *METRICS, *USD]
 """Every kind of case we know. A new goldens folder is a new package beside `imagedream` and its list here."""
 
 
