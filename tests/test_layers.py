@@ -30,9 +30,10 @@ BLIND = {"diffusion": {"fields"}, "priors": SPACE, "guidance": SPACE}
 ONLY_IN = {
     "accelerate": ("run/", "training/", "stages/personalize.py"),
     "ray": ("batch.py",),
-    "pickle": ("evaluation/weights_file.py",),
+    "pickle": ("evaluation/weights_file.py", "priors/tensor_files.py"),
 }
-"""Engines stay outside: every method runs without them. `pickle` lends the name of the restricted loader's error."""
+"""Engines stay outside: every method runs without them. `pickle` lends the name of the restricted
+loader's error, and the reader of structures that runs nothing of them."""
 FORBIDDEN = {
     "torchvision", "lpips", "open_clip", "timm", "cleanfid", "open3d", "pytorch3d", "nvdiffrast", "tinycudann",
     "kaolin", "dill", "joblib", "shelve", "marshal",
