@@ -70,6 +70,8 @@ class ImageFeatures:
     """Hidden state after the penultimate block, class token first, not normalised."""
     global_embedding: Float[Tensor, "n embed"]
     """Projected class token of unit length."""
+    pooled: Float[Tensor, "n embed"]
+    """The same with its own length, as Zero-1-to-3 reads it."""
 
 
 class Block(nn.Module):
@@ -124,7 +126,8 @@ class VisionTower(nn.Module):
         tokens = local = self.norm_in(tokens)
         for block in self.blocks:
             local, tokens = tokens, block(tokens)
-        return ImageFeatures(local, F.normalize(self.projection(self.norm_out(tokens[:, 0])), dim=-1))
+        pooled = self.projection(self.norm_out(tokens[:, 0]))
+        return ImageFeatures(local, F.normalize(pooled, dim=-1), pooled)
 
 
 class TextTower(nn.Module):

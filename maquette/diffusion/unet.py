@@ -64,8 +64,10 @@ class UNetConfig:
     attention: tuple[bool, ...] = (True, True, True, False)
     """Transformers at each level; the middle block always has one."""
     head_width: int | None = 64
-    """Fixed width of an attention head (SD 2), or none when `num_heads` is fixed (SD 1)."""
+    """Fixed width of an attention head (SD 2); none where the number of heads is given (SD 1)."""
     num_heads: int | None = None
+    level_heads: tuple[int, ...] | None = None
+    """Number of heads at each level where neither is fixed; the middle has the last level's."""
     linear_projection: bool = True
     """Linear (SD 2) or 1x1 convolution (SD 1) around a transformer."""
     transformer_depth: int = 1
@@ -86,26 +88,32 @@ class UNetConfig:
                 "channel_mult, res_blocks and attention need one entry per level, got "
                 f"{len(self.channel_mult)}, {len(self.res_blocks)} and {len(self.attention)}"
             )
-        if (self.head_width is None) == (self.num_heads is None):
+        if [self.head_width, self.num_heads, self.level_heads].count(None) != 2:
             raise ValueError(
-                "give either head_width (Stable Diffusion 2) or num_heads (Stable Diffusion 1), not both or none"
+                "give one of head_width (Stable Diffusion 2), num_heads (Stable Diffusion 1) and level_heads, "
+                "and none for the others"
+            )
+        if self.level_heads is not None and len(self.level_heads) != len(self.channel_mult):
+            raise ValueError(
+                f"level_heads needs one entry per level, got {len(self.level_heads)} for {len(self.channel_mult)}"
             )
 
-    def heads(self, width: int) -> tuple[int, int]:
-        """(number of heads, width of a head) for `width` channels."""
+    def heads(self, width: int, level: int) -> tuple[int, int]:
+        """(number of heads, width of a head) for `width` channels at a level; -1 is the last level, and the middle."""
         if self.head_width is not None:
             return width // self.head_width, self.head_width
-        assert self.num_heads is not None
-        return self.num_heads, width // self.num_heads
+        count = self.num_heads if self.level_heads is None else self.level_heads[level]
+        assert count is not None
+        return count, width // count
 
 
 class Block(nn.Module):
     """A residual block, followed by a transformer where the level has attention."""
 
-    def __init__(self, config: UNetConfig, channels: int, out_channels: int, attention: bool) -> None:
+    def __init__(self, config: UNetConfig, channels: int, out_channels: int, level: int) -> None:
         super().__init__()
         self.residual = ResidualBlock(channels, out_channels, 4 * config.channels, config.groups)
-        self.transformer = transformer(config, out_channels) if attention else None
+        self.transformer = transformer(config, out_channels, level) if config.attention[level] else None
 
     def forward(self, h: Tensor, state: _State) -> Tensor:
         h = self.residual(h, state.embedding)
@@ -117,8 +125,7 @@ class DownLevel(nn.Module):
         super().__init__()
         width = config.channels * config.channel_mult[level]
         self.blocks = nn.ModuleList(
-            Block(config, channels if i == 0 else width, width, config.attention[level])
-            for i in range(config.res_blocks[level])
+            Block(config, channels if i == 0 else width, width, level) for i in range(config.res_blocks[level])
         )
         last = level == len(config.channel_mult) - 1
         self.downsample = None if last else Downsample(width if self.blocks else channels)
@@ -137,8 +144,7 @@ class UpLevel(nn.Module):
         super().__init__()
         width = config.channels * config.channel_mult[level]
         self.blocks = nn.ModuleList(
-            Block(config, (channels if i == 0 else width) + skip, width, config.attention[level])
-            for i, skip in enumerate(skips)
+            Block(config, (channels if i == 0 else width) + skip, width, level) for i, skip in enumerate(skips)
         )
         self.upsample = None if level == 0 else Upsample(width)
 
@@ -153,7 +159,7 @@ class Middle(nn.Module):
     def __init__(self, config: UNetConfig, channels: int) -> None:
         super().__init__()
         self.residual_in = ResidualBlock(channels, channels, 4 * config.channels, config.groups)
-        self.transformer = transformer(config, channels)
+        self.transformer = transformer(config, channels, -1)
         self.residual_out = ResidualBlock(channels, channels, 4 * config.channels, config.groups)
 
     def forward(self, h: Tensor, state: _State) -> Tensor:
@@ -296,8 +302,8 @@ def _per_view(condition: Tensor, views: int, ndim: int) -> Tensor:
     return repeat(condition, "b ... -> (b v) ...", v=views) if condition.ndim == ndim else condition.flatten(0, 1)
 
 
-def transformer(config: UNetConfig, channels: int) -> SpatialTransformer:
-    heads, head_width = config.heads(channels)
+def transformer(config: UNetConfig, channels: int, level: int) -> SpatialTransformer:
+    heads, head_width = config.heads(channels, level)
     return SpatialTransformer(
         channels,
         heads,

@@ -13,7 +13,8 @@ from typing import Any
 from maquette.diffusion.autoencoder import AutoencoderConfig
 from maquette.diffusion.clip import Activation, TextConfig, VisionConfig
 from maquette.diffusion.unet import ImagePromptConfig, UNetConfig
-from maquette.priors.checkpoints import Entry, Form, KeyTable
+from maquette.priors.checkpoints import Entry, KeyTable
+from maquette.priors.layout_parts import clip_blocks_huggingface, layers, transformer, weights
 
 
 def unet(config: UNetConfig) -> KeyTable:
@@ -24,9 +25,9 @@ def unet(config: UNetConfig) -> KeyTable:
     prompt = config.image_prompt
     if config.pixel_head or (prompt and prompt.local_dim and prompt.global_dim):
         raise ValueError("the ldm layout has one kind of image tokens and no pixel head; this network is only ours.")
-    entries = [*_layers("time_embedding", "time_embed", _MLP), *_weights("stem", "input_blocks.0.0")]
+    entries = [*layers("time_embedding", "time_embed", _MLP), *weights("stem", "input_blocks.0.0")]
     if config.camera_dim:
-        entries += _layers("camera_embedding", "camera_embed", _MLP)
+        entries += layers("camera_embedding", "camera_embed", _MLP)
     if prompt:
         entries += _image_tokens(prompt).under("", "image_embed.").entries
     widths = [config.channels * m for m in config.channel_mult]
@@ -39,11 +40,11 @@ def unet(config: UNetConfig) -> KeyTable:
             index, width = index + 1, widths[level]
             skips.append(width)
         if level < len(widths) - 1:
-            entries += _weights(f"down.{level}.downsample.conv", f"input_blocks.{index}.0.op")
+            entries += weights(f"down.{level}.downsample.conv", f"input_blocks.{index}.0.op")
             index += 1
             skips.append(width)
     entries += _residual("middle.residual_in", "middle_block.0", skip=False)
-    entries += _transformer(config, "middle.transformer", "middle_block.1")
+    entries += transformer(config, "middle.transformer", "middle_block.1")
     entries += _residual("middle.residual_out", "middle_block.2", skip=False)
     index = 0
     for step, level in enumerate(reversed(range(len(widths)))):
@@ -52,27 +53,27 @@ def unet(config: UNetConfig) -> KeyTable:
             width = widths[level]
             if level > 0 and i == config.res_blocks[level]:
                 place = 2 if config.attention[level] else 1
-                entries += _weights(f"up.{step}.upsample.conv", f"output_blocks.{index}.{place}.conv")
+                entries += weights(f"up.{step}.upsample.conv", f"output_blocks.{index}.{place}.conv")
             index += 1
-    return KeyTable((*entries, *_weights("norm_out", "out.0"), *_weights("head", "out.2")))
+    return KeyTable((*entries, *weights("norm_out", "out.0"), *weights("head", "out.2")))
 
 
 def autoencoder(config: AutoencoderConfig) -> KeyTable:
     """The KL autoencoder, under `first_stage_model.` (Stable Diffusion, MVDream) or `vae_model.` (ImageDream)."""
     levels = len(config.channel_mult)
     widths = [config.channels * m for m in config.channel_mult]
-    entries = [*_weights("to_moments", "quant_conv"), *_weights("from_latents", "post_quant_conv")]
+    entries = [*weights("to_moments", "quant_conv"), *weights("from_latents", "post_quant_conv")]
     for ours in ("encoder", "decoder"):
-        entries += _layers(ours, ours, {"stem": "conv_in", "norm_out": "norm_out", "head": "conv_out"})
+        entries += layers(ours, ours, {"stem": "conv_in", "norm_out": "norm_out", "head": "conv_out"})
         for part, published in (("residual_in", "block_1"), ("residual_out", "block_2")):
-            entries += _layers(f"{ours}.middle.{part}", f"{ours}.mid.{published}", _VAE_RESIDUAL)
+            entries += layers(f"{ours}.middle.{part}", f"{ours}.mid.{published}", _VAE_RESIDUAL)
         entries += _vae_attention(f"{ours}.middle.attention", f"{ours}.mid.attn_1")
 
     def level(ours: str, published: str, count: int, width: int, out: int, attention: bool) -> Iterator[Entry]:
         for i in range(count):
-            yield from _layers(f"{ours}.blocks.{i}", f"{published}.block.{i}", _VAE_RESIDUAL)
+            yield from layers(f"{ours}.blocks.{i}", f"{published}.block.{i}", _VAE_RESIDUAL)
             if i == 0 and width != out:
-                yield from _weights(f"{ours}.blocks.{i}.skip", f"{published}.block.{i}.nin_shortcut")
+                yield from weights(f"{ours}.blocks.{i}.skip", f"{published}.block.{i}.nin_shortcut")
             if attention:
                 yield from _vae_attention(f"{ours}.attentions.{i}", f"{published}.attn.{i}")
 
@@ -83,8 +84,8 @@ def autoencoder(config: AutoencoderConfig) -> KeyTable:
         before, step = widths[min(i + 1, levels - 1)], levels - 1 - i
         entries += level(f"decoder.up.{step}", f"decoder.up.{i}", count + 1, before, out, config.attention[i])
         if i < levels - 1:
-            entries += _weights(f"encoder.shrink.{i}.conv", f"encoder.down.{i}.downsample.conv")
-            entries += _weights(f"decoder.grow.{i}.conv", f"decoder.up.{levels - 1 - i}.upsample.conv")
+            entries += weights(f"encoder.shrink.{i}.conv", f"encoder.down.{i}.downsample.conv")
+            entries += weights(f"decoder.grow.{i}.conv", f"decoder.up.{levels - 1 - i}.upsample.conv")
     return KeyTable(tuple(entries))
 
 
@@ -100,20 +101,30 @@ def openclip(vision: VisionConfig | None, text: TextConfig | None) -> KeyTable:
             Entry("vision.positions", ("visual.positional_embedding",)),
             Entry("vision.patches.weight", ("visual.conv1.weight",)),
             Entry("vision.projection.weight", ("visual.proj",), "transposed"),
-            *_layers("vision", "visual", {"norm_in": "ln_pre", "norm_out": "ln_post"}),
+            *layers("vision", "visual", {"norm_in": "ln_pre", "norm_out": "ln_post"}),
             *_clip_blocks("vision.blocks", "visual.transformer.resblocks", vision.layers),
         ]
     if text:
         entries += [
             Entry("text.tokens.weight", ("token_embedding.weight",)),
             Entry("text.positions", ("positional_embedding",)),
-            *_weights("text.norm_out", "ln_final"),
+            *weights("text.norm_out", "ln_final"),
             *_clip_blocks("text.blocks", "transformer.resblocks", text.layers),
         ]
         if text.embed_dim:
             entries.append(Entry("text.projection.weight", ("text_projection",), "transposed"))
     # The causal mask was saved as a buffer by some versions; it is a constant.
     return KeyTable(tuple(entries), ignored=("attn_mask",))
+
+
+def openai_image_tower(vision: VisionConfig) -> KeyTable:
+    """The image tower of Zero-1-to-3, under `cond_stage_model.model.`. Ours is a `VisionTower` here, not a `CLIP`.
+
+    What the published file keeps of the text tower, which has no blocks any more, is left alone.
+    """
+    entries = [e for e in openclip(vision, None).entries if e.ours.startswith("vision.")]
+    text = ("logit_scale", "text_projection", "positional_embedding", r"token_embedding\..*", r"ln_final\..*")
+    return KeyTable(tuple(Entry(e.ours.removeprefix("vision."), e.published, e.form) for e in entries), text)
 
 
 def clip_text_huggingface(text: TextConfig) -> KeyTable:
@@ -124,17 +135,9 @@ def clip_text_huggingface(text: TextConfig) -> KeyTable:
     entries = [
         Entry("tokens.weight", ("embeddings.token_embedding.weight",)),
         Entry("positions", ("embeddings.position_embedding.weight",)),
-        *_weights("norm_out", "final_layer_norm"),
+        *weights("norm_out", "final_layer_norm"),
+        *clip_blocks_huggingface("blocks", "encoder.layers", text.layers),
     ]
-    for i in range(text.layers):
-        ours, published = f"blocks.{i}", f"encoder.layers.{i}"
-        entries += _layers(ours, published, {
-            "norm_attention": "layer_norm1", "norm_mlp": "layer_norm2", "to_out": "self_attn.out_proj",
-            "mlp_in": "mlp.fc1", "mlp_out": "mlp.fc2",
-        })  # fmt: skip
-        for kind in ("weight", "bias"):
-            parts = tuple(f"{published}.self_attn.{name}_proj.{kind}" for name in ("q", "k", "v"))
-            entries.append(Entry(f"{ours}.to_qkv.{kind}", parts))
     if text.embed_dim:
         raise ValueError("Stable Diffusion 1's text tower was published without projection; set embed_dim to none.")
     # 0..76, an integer buffer of old library versions.
@@ -148,7 +151,7 @@ def resampler(depth: int) -> KeyTable:
 
 def global_projection() -> KeyTable:
     """The projection of the pooled embedding by itself, as in `image_embed.` of a U-Net with global control."""
-    return KeyTable(tuple(_layers("", "", {"proj": "proj", "norm": "norm"})))
+    return KeyTable(tuple(layers("", "", {"proj": "proj", "norm": "norm"})))
 
 
 def unet_config(published: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]] | None = None) -> UNetConfig:
@@ -302,27 +305,10 @@ _CLIP_BLOCK = {
 }  # fmt: skip
 
 
-def _join(prefix: str, name: str) -> str:
-    return f"{prefix}.{name}" if prefix else name
-
-
-def _weights(ours: str, published: str, *, bias: bool = True, form: Form = "same") -> Iterator[Entry]:
-    """A layer's weight and, where it has one, bias."""
-    yield Entry(f"{ours}.weight", (f"{published}.weight",), form)
-    if bias:
-        yield Entry(f"{ours}.bias", (f"{published}.bias",))
-
-
-def _layers(ours: str, published: str, names: Mapping[str, str]) -> Iterator[Entry]:
-    """Several layers of one block, each with weight and bias."""
-    for mine, theirs in names.items():
-        yield from _weights(_join(ours, mine), _join(published, theirs))
-
-
 def _residual(ours: str, published: str, skip: bool) -> Iterator[Entry]:
-    yield from _layers(ours, published, _RESIDUAL)
+    yield from layers(ours, published, _RESIDUAL)
     if skip:
-        yield from _weights(f"{ours}.skip", f"{published}.skip_connection")
+        yield from weights(f"{ours}.skip", f"{published}.skip_connection")
 
 
 def _block(config: UNetConfig, ours: str, published: str, width: int, level: int) -> Iterator[Entry]:
@@ -330,24 +316,7 @@ def _block(config: UNetConfig, ours: str, published: str, width: int, level: int
     out = config.channels * config.channel_mult[level]
     yield from _residual(f"{ours}.residual", f"{published}.0", skip=width != out)
     if config.attention[level]:
-        yield from _transformer(config, f"{ours}.transformer", f"{published}.1")
-
-
-def _transformer(config: UNetConfig, ours: str, published: str) -> Iterator[Entry]:
-    yield from _layers(ours, published, {name: name for name in ("norm", "proj_in", "proj_out")})
-    for i in range(config.transformer_depth):
-        mine, theirs = f"{ours}.blocks.{i}", f"{published}.transformer_blocks.{i}"
-        yield from _layers(mine, theirs, {
-            "norm_self": "norm1", "norm_cross": "norm2", "norm_ff": "norm3",
-            "feed_forward.proj_in": "ff.net.0.proj", "feed_forward.proj_out": "ff.net.2",
-        })  # fmt: skip
-        for a, b in (("self_attention", "attn1"), ("cross_attention", "attn2")):
-            for name in ("to_q", "to_k", "to_v"):
-                yield from _weights(f"{mine}.{a}.{name}", f"{theirs}.{b}.{name}", bias=False)
-            yield from _weights(f"{mine}.{a}.to_out", f"{theirs}.{b}.to_out.0")
-        if config.image_prompt:
-            for name in ("to_k", "to_v"):
-                yield from _weights(f"{mine}.cross_attention.{name}_image", f"{theirs}.attn2.{name}_ip", bias=False)
+        yield from transformer(config, f"{ours}.transformer", f"{published}.1")
 
 
 def _image_tokens(prompt: ImagePromptConfig) -> KeyTable:
@@ -361,25 +330,25 @@ def _image_tokens(prompt: ImagePromptConfig) -> KeyTable:
 
 def _resampler(depth: int) -> Iterator[Entry]:
     yield Entry("queries", ("latents",))
-    yield from _layers("", "", {name: name for name in ("proj_in", "proj_out", "norm_out")})
+    yield from layers("", "", {name: name for name in ("proj_in", "proj_out", "norm_out")})
     for i in range(depth):
         mine, theirs = f"attentions.{i}", f"layers.{i}.0"
-        yield from _layers(mine, theirs, {"norm_image": "norm1", "norm_queries": "norm2"})
+        yield from layers(mine, theirs, {"norm_image": "norm1", "norm_queries": "norm2"})
         for name in ("to_q", "to_kv", "to_out"):
-            yield from _weights(f"{mine}.{name}", f"{theirs}.{name}", bias=False)
-        yield from _weights(f"feed_forwards.{i}.0", f"layers.{i}.1.0")
+            yield from weights(f"{mine}.{name}", f"{theirs}.{name}", bias=False)
+        yield from weights(f"feed_forwards.{i}.0", f"layers.{i}.1.0")
         for j in (1, 3):
-            yield from _weights(f"feed_forwards.{i}.{j}", f"layers.{i}.1.{j}", bias=False)
+            yield from weights(f"feed_forwards.{i}.{j}", f"layers.{i}.1.{j}", bias=False)
 
 
 def _vae_attention(ours: str, published: str) -> Iterator[Entry]:
-    yield from _weights(f"{ours}.norm", f"{published}.norm")
+    yield from weights(f"{ours}.norm", f"{published}.norm")
     for mine, theirs in (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out", "proj_out")):
-        yield from _weights(f"{ours}.{mine}", f"{published}.{theirs}", form="pointwise")
+        yield from weights(f"{ours}.{mine}", f"{published}.{theirs}", form="pointwise")
 
 
 def _clip_blocks(ours: str, published: str, count: int) -> Iterator[Entry]:
     for i in range(count):
-        yield from _layers(f"{ours}.{i}", f"{published}.{i}", _CLIP_BLOCK)
+        yield from layers(f"{ours}.{i}", f"{published}.{i}", _CLIP_BLOCK)
         for kind in ("weight", "bias"):
             yield Entry(f"{ours}.{i}.to_qkv.{kind}", (f"{published}.{i}.attn.in_proj_{kind}",))
