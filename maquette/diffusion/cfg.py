@@ -1,4 +1,4 @@
-"""Classifier-free guidance: two predictions of one network, combined.
+"""Classifier-free guidance: two predictions of one network, or of two, combined.
 
 Which of the two halves comes first in a batch differs between published samplers and published losses, and a mistake
 there still gives pictures. So nothing here takes a stacked batch: both halves are keyword arguments and have names.
@@ -21,6 +21,18 @@ def guide(
     if guidance_scale == 1.0:
         return eps_cond
     return eps_uncond + guidance_scale * (eps_cond - eps_uncond)
+
+
+def guide_rectified(
+    *, eps_cond: Float[Tensor, "*shape"], eps_free: Float[Tensor, "*shape"], guidance_scale: float
+) -> Float[Tensor, "*shape"]:
+    """eps = eps_free + s (eps_cond - eps_free): the null is another network's, arXiv:2312.06198, supplement 1.
+
+    `eps_free` is the unconditional prediction of the free prior at the same x_t and t. A finetuned network's own null
+    is biased where it saw few empty conditions; guided by the free one, sampled views keep shape and style better. x0
+    and v can be guided so too, as in `guide`, if both networks share one noise schedule.
+    """
+    return guide(eps_cond=eps_cond, eps_uncond=eps_free, guidance_scale=guidance_scale)
 
 
 def rescale_std(

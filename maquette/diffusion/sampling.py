@@ -110,6 +110,15 @@ class SamplingSteps:
             raise ValueError(f"strength is the share of the steps to run and must lie in [0, 1], got {strength}.")
         return self.last(int(strength * len(self)))
 
+    def skipping(self, share: float) -> SamplingSteps:
+        """What is left after the noisiest `share` of the steps, whose number is rounded down: 0.8 of 50 leaves 10.
+
+        USD calls this share the strength, which elsewhere is what is *not* skipped; and 1 - 0.8 rounds to 9 steps.
+        """
+        if not 0.0 <= share <= 1.0:
+            raise ValueError(f"the skipped share of the steps must lie in [0, 1], got {share}.")
+        return self.last(len(self) - int(share * len(self)))
+
 
 @dataclass(frozen=True, eq=False)
 class SamplingState:
@@ -181,6 +190,26 @@ def noise_to(
     if len(steps) == 0:
         return x0
     return steps.schedule.add_noise(x0, eps, steps.t[0].expand(x0.shape[0]))
+
+
+def translate(
+    predict: Predict,
+    x0: Float[Tensor, "b *sample"],
+    eps: Float[Tensor, "b *sample"],
+    steps: SamplingSteps,
+    *,
+    eta: float = 0.0,
+    noise: Callable[[int], Tensor] | None = None,
+    predicts: Parametrisation = "eps",
+    correct_x0: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Float[Tensor, "b *sample"]:
+    """Image to image: noise `x0` with `eps` to the first of `steps`, then run DDIM over them.
+
+    `steps` is a part of a list, as `steps.partial(strength)` or `steps.skipping(share)` give it; with none left x0
+    itself comes back. The rest as in `ddim_updates`.
+    """
+    start = noise_to(x0, eps, steps)
+    return ddim(predict, start, steps, eta=eta, noise=noise, predicts=predicts, correct_x0=correct_x0)
 
 
 def spawn_generators(generator: torch.Generator, count: int) -> list[torch.Generator]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from maquette.diffusion.cfg import guide, rescale_std
+from maquette.diffusion.cfg import guide, guide_rectified, rescale_std
 from maquette.diffusion.schedule import NoiseSchedule
 
 
@@ -32,6 +32,22 @@ def test_guiding_x0_is_guiding_eps(pair, generator):
     by_eps = guide(eps_cond=pair[0], eps_uncond=pair[1], guidance_scale=7.5)
     x0 = [schedule.x0_from_eps(x_t, eps, t) for eps in pair]
     by_x0 = guide(eps_cond=x0[0], eps_uncond=x0[1], guidance_scale=7.5)
+    torch.testing.assert_close(schedule.x0_from_eps(x_t, by_eps, t), by_x0)
+
+
+def test_rectified_guidance_leaves_the_null_of_another_network(pair, generator):
+    cond, free = pair
+    assert guide_rectified(eps_cond=cond, eps_free=free, guidance_scale=1.0) is cond
+    # supplement of arXiv:2312.06198: omega (eps_cond - eps_free) + eps_free
+    torch.testing.assert_close(
+        guide_rectified(eps_cond=cond, eps_free=free, guidance_scale=3.0), 3.0 * (cond - free) + free
+    )
+    schedule, t = NoiseSchedule.scaled_linear(), torch.tensor([300, 800])
+    x_t = torch.randn(2, 4, 3, 8, 8, generator=generator, dtype=torch.float64)
+    by_x0 = guide_rectified(
+        eps_cond=schedule.x0_from_eps(x_t, cond, t), eps_free=schedule.x0_from_eps(x_t, free, t), guidance_scale=3.0
+    )
+    by_eps = guide_rectified(eps_cond=cond, eps_free=free, guidance_scale=3.0)
     torch.testing.assert_close(schedule.x0_from_eps(x_t, by_eps, t), by_x0)
 
 

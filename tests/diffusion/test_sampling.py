@@ -11,6 +11,7 @@ from maquette.diffusion.sampling import (
     ddim_updates,
     noise_to,
     spawn_generators,
+    translate,
     unit_noise,
 )
 from maquette.diffusion.schedule import NoiseSchedule
@@ -145,6 +146,26 @@ def test_img2img_strength_goes_from_the_image_to_nothing_of_it(generator):
     # What is left of the image grows fainter with the strength.
     kept = [float((noise_to(x0, eps, steps.partial(s)) * x0).mean() / x0.square().mean()) for s in (0.2, 0.6, 1.0)]
     assert kept == sorted(kept, reverse=True)
+
+
+def test_a_skipped_share_is_rounded_down_before_it_is_taken_away(generator):
+    steps = SamplingSteps.released(SCHEDULE, 50)
+    assert steps.skipping(0.8).t.tolist() == [181, 161, 141, 121, 101, 81, 61, 41, 21, 1]
+    assert len(steps.partial(1 - 0.8)) == 9, "why there are two methods"
+    assert len(steps.skipping(0.0)) == 50 and len(steps.skipping(1.0)) == 0 and len(steps.skipping(0.99)) == 1
+    with pytest.raises(ValueError, match="skipped share"):
+        steps.skipping(-0.1)
+
+
+def test_translation_ends_where_its_prior_wants_and_stays_without_steps(generator):
+    x0, eps, wanted = torch.randn(3, 1, 1, 3, 8, 8, generator=generator, dtype=torch.float64)
+    some = SamplingSteps.exact(SCHEDULE, 20).skipping(0.6)
+    torch.testing.assert_close(translate(oracle(wanted), x0, eps, some), wanted)
+    torch.testing.assert_close(
+        translate(lambda x_t, t: 0.3 * x_t, x0, eps, some),
+        ddim(lambda x_t, t: 0.3 * x_t, noise_to(x0, eps, some), some),
+    )
+    assert translate(oracle(wanted), x0, eps, some.last(0)) is x0
 
 
 def test_corrected_estimates_bound_the_sample(generator):
