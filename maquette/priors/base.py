@@ -10,19 +10,21 @@ Naming contract: `latents` are clean and already scaled; `latents_t = alpha_t la
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from maquette.cameras import Cameras
 from maquette.diffusion.schedule import NoiseSchedule
 from maquette.images import Prompt
+from maquette.priors.adapters import Adapter
 
-UnconditionalKind = Literal["zeros", "flat"]
+UnconditionalKind = Literal["zeros", "flat", "projected"]
+"""What stands for no condition: zeros, a picture of one colour, or Zero-1-to-3's zero token with the pose projected."""
 
 
 @runtime_checkable
@@ -37,6 +39,11 @@ class Codec(Protocol):
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w) of one view's latents."""
+        ...
+
+    @property
+    def scale(self) -> float:
+        """What the encoder's own latents are multiplied by."""
         ...
 
     @property
@@ -80,15 +87,18 @@ class Condition:
     image_embedding: Float[Tensor, "n g"] | None = None
     """Global feature of the image prompt."""
     image_latents: Float[Tensor, "n c h w"] | None = None
-    """Clean, scaled latents of the image prompt."""
+    """Clean latents of the image prompt, scaled (Zero-1-to-3 reads them unscaled)."""
+    camera: Float[Tensor, "n k"] | None = None
+    """The image prompt's own camera: elevation and azimuth in degrees and, where k = 3, distance."""
     background: Float[Tensor, "3"] | None = None
     """Flat colour behind the image prompt, in [0, 1]."""
     negative: Float[Tensor, "n l d"] | None = None
     """Context tokens of the negative text; an unconditional twin has them as its `text`."""
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Condition:
-        """The same condition on another device or in another precision."""
-        return self._map(lambda tensor: tensor.to(device=device, dtype=dtype))
+        """The same condition on another device or in another precision; angles keep theirs, since a degree counts."""
+        moved = self._map(lambda tensor: tensor.to(device=device, dtype=dtype))
+        return moved if self.camera is None else replace(moved, camera=self.camera.to(device))
 
     def expand(self, num_scenes: int) -> Condition:
         """The same condition with N = `num_scenes` rows; ValueError if N is neither 1 nor `num_scenes`."""
@@ -103,6 +113,25 @@ class Condition:
     def _map(self, function: Any) -> Condition:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(self, **{name: function(value) for name, value in values.items() if value is not None})
+
+
+def stack_conditions(conditions: Sequence[Condition]) -> Condition:
+    """Conditions of the same kind, one below the other along N, without a common background or negative.
+
+    ValueError where one has a field that another lacks.
+    """
+
+    def join(name: str) -> Tensor | None:
+        values = [getattr(condition, name) for condition in conditions]
+        present = [value for value in values if value is not None]
+        if len(present) not in (0, len(values)):
+            raise ValueError(f"only conditions of the same kind can be stacked; some have no {name}")
+        return torch.cat(present) if present else None
+
+    named = {
+        field.name: join(field.name) for field in fields(Condition) if field.name not in ("background", "negative")
+    }
+    return Condition(**named)  # type: ignore[arg-type]  # every condition has a text
 
 
 @dataclass(frozen=True)
@@ -166,6 +195,36 @@ class Prior(Protocol):
 
     def card(self) -> dict[str, Any]:
         """Name, sha256, licence and, where known, recipe and measured quality of the weights."""
+        ...
+
+
+@runtime_checkable
+class AdaptablePrior(Prior, Protocol):
+    """A prior whose networks can learn a subject (see `adapters`)."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        ...
+
+    def networks(self) -> Mapping[str, nn.Module]:
+        """What can learn, by role: "network", the score model, and "text_encoder"."""
+        ...
+
+    def weights_fingerprint(self) -> str:
+        """Equal exactly for priors of the same weights, however they are used."""
+        ...
+
+    def adapted(self, adapter: Adapter) -> AdaptablePrior:
+        """The same prior with what was learned; it shares all other weights with this one, which stays as it is."""
+        ...
+
+    def encode_text(self, text: str) -> Float[Tensor, "1 l d"]:
+        """The context tokens of a text that `condition` would give; differentiable in the text encoder's weights."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Covers everything that changes a prediction."""
         ...
 
 

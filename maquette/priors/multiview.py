@@ -27,7 +27,8 @@ from maquette.diffusion.schedule import NoiseSchedule
 from maquette.diffusion.unet import MultiViewUNet, concatenate_prompt
 from maquette.errors import UserError
 from maquette.images import Prompt
-from maquette.priors.base import Codec, Condition, Prediction, UnconditionalKind
+from maquette.priors.adapters import Adapter, attach
+from maquette.priors.base import Codec, Condition, Prediction, UnconditionalKind, stack_conditions
 from maquette.priors.multiview_cameras import append_prompt_camera, mvdream_camera_condition
 from maquette.run.fingerprints import fingerprint
 
@@ -151,6 +152,19 @@ class MultiViewPrior:
         facts = {key: value for key, value in self.weights.items() if key != "sha256"}  # that of other weights
         return replace(self, network=network, weights=facts)
 
+    def networks(self) -> dict[str, nn.Module]:
+        """What can learn a subject, by role."""
+        return {"network": self.network, "text_encoder": self.text_encoder}
+
+    def adapted(self, adapter: Adapter) -> MultiViewPrior:
+        """The same prior with what was learned of a subject; it shares all other weights with this one."""
+        base = self.weights_fingerprint()
+        networks = attach(self.networks(), base, adapter)
+        network = networks["network"]
+        assert isinstance(network, MultiViewUNet)
+        facts = {**self.weights, "adapter": adapter.fingerprint(), "adapter_steps": adapter.steps}
+        return replace(self, network=network, text_encoder=networks["text_encoder"], weights=facts)
+
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> MultiViewPrior:
         """Move all networks (in place, as modules do); `dtype` is for the U-Net and the encoders, not the codec."""
         for module in (self.network, self.text_encoder, self.image_encoder):
@@ -176,10 +190,9 @@ class MultiViewPrior:
 
     def fingerprint(self) -> str:
         """Covers the weights (by their sha256 where the card has one) and every setting that changes a prediction."""
-        weights: object = self.weights.get("sha256") or (self.network, self.text_encoder, self.image_encoder)
         return fingerprint(
             (
-                weights,
+                self.weights_fingerprint(),
                 self.network.config,
                 self.codec.identity(),
                 self.noise_schedule.alphas_cumprod,
@@ -187,6 +200,12 @@ class MultiViewPrior:
                 replace(self.config, batch_conditions=True),
             )
         )
+
+    def weights_fingerprint(self) -> str:
+        """Covers the weights, an adapter's too, however they are used."""
+        known = self.weights.get("sha256")
+        modules = (self.network, self.text_encoder, self.image_encoder)
+        return fingerprint((known, self.weights.get("adapter")) if known else modules)
 
     # Conditions
 
@@ -203,8 +222,8 @@ class MultiViewPrior:
         The prompt's latents are the posterior's mean; `latent_noise` picks a sample of it, as the released code does
         anew at each step. The condition of a prompt without a picture has no background.
         """
-        text = self._encode_text(prompt.caption)
-        negative = self._encode_text(prompt.negative)
+        text = self.encode_text(prompt.caption)
+        negative = self.encode_text(prompt.negative)
         if background is None:
             background = torch.ones(3)
         background = background.to(self.device, torch.float32)
@@ -243,7 +262,8 @@ class MultiViewPrior:
         size = self.codec.image_size
         return colour.to(self.device)[None, :, None, None].expand(1, 3, size, size)
 
-    def _encode_text(self, text: str) -> Float[Tensor, "1 l d"]:
+    def encode_text(self, text: str) -> Float[Tensor, "1 l d"]:
+        """Context tokens of a text, as in a condition; differentiable in the text encoder's weights."""
         return self.text_encoder(self.tokenizer([text]).to(self.device))
 
     def _with_image(
@@ -302,7 +322,7 @@ class MultiViewPrior:
             output = self._evaluate(
                 latents_t.repeat(copies, 1, 1, 1, 1),
                 t.repeat(copies),
-                _stack([rows[name] for name in names]),
+                stack_conditions([rows[name] for name in names]),
                 None if camera is None else camera.repeat(copies, 1, 1),
             )
             outputs.update(zip(names, output.chunk(copies), strict=True))
@@ -391,18 +411,3 @@ def _without_image(condition: Condition) -> Condition:
     """The condition with zeros in place of everything that came from a picture."""
     tokens, embedding, latents = (None if x is None else torch.zeros_like(x) for x in _image_fields(condition))
     return replace(condition, image_tokens=tokens, image_embedding=embedding, image_latents=latents)
-
-
-def _stack(conditions: Sequence[Condition]) -> Condition:
-    """Conditions with the same fields, one below the other along N."""
-
-    def join(name: str) -> Tensor | None:
-        values = [value for condition in conditions if (value := getattr(condition, name)) is not None]
-        return torch.cat(values) if values else None
-
-    return Condition(
-        text=torch.cat([condition.text for condition in conditions]),
-        image_tokens=join("image_tokens"),
-        image_embedding=join("image_embedding"),
-        image_latents=join("image_latents"),
-    )
