@@ -241,7 +241,7 @@ def read_prompt(
     if mask is None:
         rgb, alpha, done = cut_out(_shrink(pixels, longest), matting, name=str(path))
     else:
-        given = _read_mask(Path(mask), pixels.shape[:2])
+        given = read_mask(Path(mask), pixels.shape[:2])
         pixels = _shrink(np.concatenate([pixels[..., :3], given[..., None]], axis=-1), longest)
         rgb, alpha, done = cut_out(pixels, "alpha", name=str(mask))
         done = replace(done, method="file")
@@ -249,7 +249,7 @@ def read_prompt(
     return Prompt(prompt, caption, negative, cutout=done)
 
 
-def _read_mask(path: Path, shape: tuple[int, int]) -> Pixels:
+def read_mask(path: Path, shape: tuple[int, int]) -> Pixels:
     """A mask file [H, W] in [0, 1] at the size of its picture."""
     pixels = decode(path, max(shape))
     values = pixels[..., 3] if pixels.shape[-1] == 4 and pixels[..., 3].min() < 1 else pixels[..., :3].mean(axis=-1)

@@ -13,7 +13,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "maquette"
 
 FLOORS: list[set[str]] = [
-    {"errors", "cameras", "images", "imagefiles", "matting", "saliency", "schedules", "asset", "run"},
+    {"errors", "cameras", "images", "imagefiles", "matting", "saliency", "schedules", "asset", "run"}
+    | {"subjects", "videofiles", "wording"},
     {"fields"},
     {"rendering", "meshing", "diffusion"},
     {"priors"},
