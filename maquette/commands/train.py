@@ -30,7 +30,7 @@ class NanoOptions:
     out: Path = Path("runs/nano")
     """Folder for checkpoints, log and the finished package; the same command goes on from there."""
     initial: Path | None = None
-    """Start from the weights of an earlier training's folder."""
+    """Start from the weights of an earlier training's folder, or of a weights package."""
     seconds: float | None = None
     """Stop the prior's loop after so many seconds, keeping the state; the same command goes on."""
     device: Device = "auto"

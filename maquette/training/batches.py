@@ -46,24 +46,28 @@ def draw_3d(
     recolour_share: float = 0.0,
     relative: bool = False,
     front_share: float = 0.5,
+    front_prompts: float = 0.15,
 ) -> ThreeDBatch:
     """`batch` scenes with evenly spaced target views.
 
     Half of the scenes have the canonical cameras (first view at azimuth 0); the others start anywhere on the ring, so
-    that distillation can look from any azimuth. The prompt is a random front-facing render, now and then the exact
-    front. With `relative` the ring starts at the prompt's own azimuth and is labelled from there.
+    that distillation can look from any azimuth. The prompt is a random front-facing render, in a share `front_prompts`
+    of the scenes the exact front. With `relative` the ring starts at the prompt's own azimuth and is labelled from
+    there. So it is always for objects that have no front: nobody could tell from a picture of a rock which of its sides
+    a file calls the front.
     """
     targets, prompts, azimuths, elevations, captions = [], [], [], [], []
     for row in rng.integers(len(data), size=batch).tolist():
         meta, mirrored = data.meta[row], bool(rng.random() < 0.5)
-        prompt, prompt_azimuth = _draw_prompt(data, rng, row)
+        prompt, prompt_azimuth = _draw_prompt(data, rng, row, front_prompts)
+        from_prompt = relative or not meta["has_canonical_front"]
         images, azimuth, elevation = _draw_ring(
-            data, rng, row, views, front_share, prompt_azimuth if relative else None
+            data, rng, row, views, front_share, prompt_azimuth if from_prompt else None
         )
         if mirrored:  # image of the view at -a, mirrored, for the camera at a
             images, azimuth = images[:, :, ::-1], -azimuth
             prompt = prompt[:, ::-1]
-        if relative:
+        if from_prompt:
             azimuth = azimuth - (-prompt_azimuth if mirrored else prompt_azimuth)
         stack = torch.cat([to_tensor(images, size), to_tensor(prompt[None], size)])
         caption = meta["caption"]
@@ -112,9 +116,11 @@ def draw_single(
     return SingleViewBatch(both[:, :3], both[:, 3:], captions)
 
 
-def _draw_prompt(data: PackedObjects, rng: np.random.Generator, row: int) -> tuple[np.ndarray, float]:
+def _draw_prompt(
+    data: PackedObjects, rng: np.random.Generator, row: int, front_share: float
+) -> tuple[np.ndarray, float]:
     """A prompt render [S, S, 4] and its azimuth: the exact front at times, else a random front-facing camera."""
-    if rng.random() < 0.15:
+    if rng.random() < front_share:
         return data.canonical[row, 0], 0.0
     facing = np.flatnonzero(np.abs(data.prompt_poses[row, :, 0]) <= 90.0)
     view = int(rng.choice(facing))
@@ -124,18 +130,15 @@ def _draw_prompt(data: PackedObjects, rng: np.random.Generator, row: int) -> tup
 def _draw_ring(
     data: PackedObjects, rng: np.random.Generator, row: int, views: int, front_share: float, start: float | None
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """(images [V, S, S, 4], azimuths [V], elevation) of evenly spaced views; near `start` if that is given."""
+    """(images [V, S, S, 4], azimuths [V], elevation) of evenly spaced views; a `start` takes the place of the front."""
     steps = data.canonical.shape[1]
     stride = steps // views
-    if start is None and (data.ring is None or data.ring_poses is None or rng.random() < front_share):
-        first = 0 if data.ring is not None or rng.random() < front_share else int(rng.integers(stride))
-        index = first + stride * np.arange(views)
-        return data.canonical[row, index], index * (360.0 / steps), data.elevation
-    if start is not None:
-        first = round(start / (360.0 / steps))
+    if data.ring is None or data.ring_poses is None or rng.random() < front_share:
+        first = 0 if start is None else round(start / (360.0 / steps))
+        if data.ring is None and rng.random() >= front_share:
+            first += int(rng.integers(stride))
         index = (first + stride * np.arange(views)) % steps
         return data.canonical[row, index], index * (360.0 / steps), data.elevation
-    assert data.ring is not None and data.ring_poses is not None
     index = int(rng.integers(stride)) + stride * np.arange(views)
     poses = data.ring_poses[row, index]
     return data.ring[row, index], poses[:, 0].astype(np.float64), float(poses[0, 1])

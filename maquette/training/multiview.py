@@ -53,6 +53,8 @@ class MultiViewTraining:
     """Per sample: all image conditions at once, replaced by zeros (the unconditional branch)."""
     drop_control: float = 0.1
     """Per step and controller: global, local and pixel switched off independently."""
+    front_prompts: float = 0.15
+    """Share of prompts that show the exact front; the others come from random front-facing cameras."""
     relative_cameras: bool = False
     """Ablation: target azimuths count from the prompt's own azimuth instead of the object's front."""
     recolour: float = 0.25
@@ -131,7 +133,10 @@ class Trainer:
 
     def _loss_3d(self, data: PackedObjects, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         c = self.config
-        batch = draw_3d(data, rng, c.batch, c.num_views, c.size, recolour_share=c.recolour, relative=c.relative_cameras)
+        batch = draw_3d(
+            data, rng, c.batch, c.num_views, c.size,
+            recolour_share=c.recolour, relative=c.relative_cameras, front_prompts=c.front_prompts,
+        )  # fmt: skip
         use = {name: rng.random() >= c.drop_control for name in ("local", "global", "pixel")}
         keep_image = torch.from_numpy(rng.random(c.batch) >= c.drop_image).float()
         text = self._text(batch.captions, rng)

@@ -30,10 +30,11 @@ def save_weights(
 
 
 def bf16_pays(device: str) -> bool:
-    """Whether bfloat16 arithmetic is fast here: CUDA, or a CPU with matrix units for it (28x slower on others)."""
+    """Whether bfloat16 arithmetic is fast here: CUDA, or a CPU with instructions for it (28x slower on others)."""
     if device.startswith("cuda"):
         return True
-    return device == "cpu" and torch.backends.mkldnn.is_available() and bool(torch.cpu._is_amx_tile_supported())
+    has_instructions = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return device == "cpu" and torch.backends.mkldnn.is_available() and bool(has_instructions)
 
 
 def autocast(device: str) -> contextlib.AbstractContextManager[object]:

@@ -85,10 +85,33 @@ def test_prompt_and_targets_share_the_background(packed: Path) -> None:
     assert len({tuple(c.tolist()) for c in corners[:, 0]}) > 1
 
 
-def test_relative_cameras_count_from_the_prompt(packed: Path) -> None:
-    batch = draw_3d(PackedObjects.open(packed), np.random.default_rng(2), 8, 4, 64, relative=True)
-    nearest = ((batch.azimuth + 180) % 360 - 180).abs().min(dim=1).values
-    assert (nearest <= 22.5).all()
+def bar_centres(masks: torch.Tensor) -> torch.Tensor:
+    return (masks * (torch.arange(64) + 0.5)).sum((-1, -2)) / masks.sum((-1, -2))
+
+
+@pytest.mark.parametrize("has_front", [True, False])
+def test_relative_cameras_count_from_the_prompt(packed: Path, has_front: bool) -> None:
+    data = PackedObjects.open(packed)
+    data = replace(data, meta=[{**meta, "has_canonical_front": has_front} for meta in data.meta])
+    for share, furthest in ((1.0, 22.5), (0.0, 45.0)):
+        rng = np.random.default_rng(2)
+        # Objects without a front are always labelled so.
+        batch = draw_3d(data, rng, 8, 4, 64, relative=has_front, front_share=share, front_prompts=0.0)
+        nearest = ((batch.azimuth + 180) % 360 - 180).abs().min(dim=1).values
+        assert (nearest <= furthest).all()
+        # Each bar stands where its azimuth, counted from the prompt's, says.
+        shown = (batch.prompts - batch.prompts[:, :, :1, :1]).abs().sum(1) > 0.02
+        prompt = torch.asin(((bar_centres(shown.float()) - 32) / 20).clamp(-1, 1))
+        expected = 32 + 20 * torch.sin(prompt[:, None] + torch.deg2rad(batch.azimuth))
+        assert (bar_centres(batch.masks[:, :, 0]) - expected).abs().median() < 2.5
+
+
+def test_a_share_of_the_prompts_shows_the_exact_front(packed: Path) -> None:
+    data = PackedObjects.open(packed)
+    for share in (0.0, 1.0):
+        batch = draw_3d(data, np.random.default_rng(3), 16, 4, 64, front_share=1.0, front_prompts=share)
+        same = [bool(torch.equal(prompt, views[0])) for prompt, views in zip(batch.prompts, batch.targets, strict=True)]
+        assert all(same) if share else not all(same)
 
 
 def test_single_views_name_their_side(packed: Path) -> None:
@@ -167,6 +190,12 @@ def test_the_recipe_ends_in_a_package_that_loads(packed: Path, tmp_path: Path) -
     assert out.x0.shape == latents.shape and bool(torch.isfinite(out.x0).all())
     more = train_nano(packed, tmp_path / "next", recipe, log=entries.append, initial=tmp_path / "out")
     assert more.sha256 != card.sha256
+    from_package = train_nano(packed, tmp_path / "last", recipe, log=entries.append, initial=card.path.parent)
+    ours = load_prior("nano", from_package.path.parent)
+    assert torch.equal(
+        ours.text_encoder.state_dict()["token_embedding.weight"],
+        prior.text_encoder.state_dict()["token_embedding.weight"],
+    )
 
 
 def test_a_missing_pack_is_told_in_a_sentence(tmp_path: Path) -> None:
