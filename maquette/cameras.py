@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -286,6 +286,25 @@ def orbit(
 
 
 Range = tuple[float, float]
+Spread = Literal["degrees", "area", "released"]
+
+
+def elevation_at(u: Float[Tensor, "*n"], bounds: Range, spread: Spread) -> Float[Tensor, "*n"]:
+    """Elevations in degrees for uniform draws u in [0, 1]: uniform in degrees, or in area on the sphere's band.
+
+    The area between two elevations grows with the difference of their sines (Archimedes). "released" is what the
+    published codes draw instead: asin(2p - 1) with p linear in degrees, (elevation + 90) / 180. That makes -6.4..30 of
+    the range -10..45 (USD), and 0..3.18 of 0..5 (ImageDream).
+    """
+    low, high = (math.radians(bound) for bound in bounds)
+    if spread == "degrees":
+        radians = torch.lerp(torch.full_like(u, low), torch.full_like(u, high), u)
+    elif spread == "area":
+        radians = torch.asin(math.sin(low) + (math.sin(high) - math.sin(low)) * u)
+    else:
+        p = (bounds[0] + 90 + (bounds[1] - bounds[0]) * u) / 180
+        radians = torch.asin(2 * p - 1)
+    return torch.rad2deg(radians)
 
 
 @dataclass(frozen=True)
@@ -335,12 +354,10 @@ class OrbitSampler:
         """Cameras [num_scenes, num_views] of this image size, on the generator's device, float32."""
         draws = torch.rand(num_scenes, 5, generator=generator, device=generator.device)
         which, u_elevation, u_fovy, u_distance, u_azimuth = draws.unbind(-1)
-        low, high = (math.radians(bound) for bound in self.elevation)
-        in_degrees = torch.lerp(torch.full_like(which, low), torch.full_like(which, high), u_elevation)
-        # Area between two elevations grows with the difference of their sines (Archimedes).
-        # Differs from the released code: its asin(2p - 1) with p linear in degrees draws 0..3.18 from a range of 0..5.
-        in_area = torch.asin(math.sin(low) + (math.sin(high) - math.sin(low)) * u_elevation)
-        elevation = torch.rad2deg(torch.where(which < self.area_uniform_probability, in_area, in_degrees))
+        in_degrees = elevation_at(u_elevation, self.elevation, "degrees")
+        # Differs from the released code, whose area is not one (see `elevation_at`).
+        in_area = elevation_at(u_elevation, self.elevation, "area")
+        elevation = torch.where(which < self.area_uniform_probability, in_area, in_degrees)
         fovy = self.fovy[0] + (self.fovy[1] - self.fovy[0]) * u_fovy
         near, far = self.relative_distance if self.distance is None else self.distance
         distance = near + (far - near) * u_distance
