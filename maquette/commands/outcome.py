@@ -31,7 +31,7 @@ FILES = {
 
 NANO = (
     "nano is a small prior, trained on toy-like objects: it shows the method at work on any machine, and is no match\n"
-    "for the published ImageDream weights, which want a GPU and which this version does not load yet."
+    "for the published ImageDream weights, which want a GPU: `maquette models fetch imagedream`, then --preset paper."
 )
 
 
@@ -108,6 +108,7 @@ def closing_box(run: Run, command: str, words: list[str], seconds: float) -> str
     times = [f"{t.name.replace('_', ' ')} {duration(t.seconds)}{' (kept)' if t.reused else ''}" for t in run.times]
     lines += [f"time: {', '.join(times)}", "next:"]
     lines += [f"  {line}" for line in _next_commands(run, command, words)]
+    lines += [f"licence: {sentence}" for sentence in run.terms().sentences]
     lines.append(NANO if run.settings["config"].get("prior") == "nano" else "")
     text = "\n".join(lines).rstrip()
     rule = "-" * min(100, max(map(len, text.splitlines())))

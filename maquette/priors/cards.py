@@ -144,23 +144,29 @@ def read_tensors(card: Card) -> dict[str, Tensor]:
 
     tensors: dict[str, Tensor] = {}
     for entry in card.values["files"]:
-        path = card.path.parent / Path(entry["file"]).name
-        if not path.is_file():
-            raise UserError(f"the weights of {card.name!r} are not complete: {path} is missing")
-        size = path.stat().st_size
-        if size < entry["bytes"]:
-            raise UserError(f"{path} is truncated: it has {size} of {entry['bytes']} bytes; copy it again")
-        found = file_sha256(path)
-        if found != entry["sha256"]:
-            raise UserError(
-                f"{path} is not the file that {card.path.name} describes: its sha256 is {found[:12]}..., expected "
-                f"{str(entry['sha256'])[:12]}...; it is damaged or belongs to another model"
-            )
+        path = verify_file(card, entry)
         try:
             tensors.update(load_file(path))
         except SafetensorError as error:
             raise UserError(f"{path} is not a safetensors file: {error}") from None
     return tensors
+
+
+def verify_file(card: Card, entry: Mapping[str, Any]) -> Path:
+    """The file of a package that an entry of its card names. UserError unless it is there and that very one."""
+    path = card.path.parent / Path(entry["file"]).name
+    if not path.is_file():
+        raise UserError(f"the weights of {card.name!r} are not complete: {path} is missing")
+    size = path.stat().st_size
+    if size < entry["bytes"]:
+        raise UserError(f"{path} is truncated: it has {size} of {entry['bytes']} bytes; copy it again")
+    found = file_sha256(path)
+    if found != entry["sha256"]:
+        raise UserError(
+            f"{path} is not the file that {card.path.name} describes: its sha256 is {found[:12]}..., expected "
+            f"{str(entry['sha256'])[:12]}...; it is damaged or belongs to another model"
+        )
+    return path
 
 
 def load_parts(parts: Mapping[str, nn.Module], tensors: Mapping[str, Tensor], source: Path) -> None:

@@ -16,6 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from maquette.priors.tensor_files import TensorFile
+
 Form = Literal["same", "transposed", "pointwise"]
 """How a published tensor is stored: like ours, as its transpose, or as the 1x1 convolution of our matrix."""
 
@@ -113,6 +115,34 @@ def load(
     ValueError where a name or a shape does not fit; the module is untouched then.
     """
     state = table.read(tensors, prefix, source)
+    _check_fit(module, state, source)
+    module.load_state_dict(state)
+
+
+def stream(
+    module: nn.Module,
+    file: TensorFile,
+    table: KeyTable,
+    prefix: str = "",
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Give `module`, built on the meta device, the tensors of a file, one after the other.
+
+    Names and shapes are compared before anything is read, with a ValueError as in `load`; numbers become `dtype` (none:
+    as in the file) on the way. Beside the module itself one tensor is in memory.
+    """
+    _check_fit(module, table.read(file.outlines(prefix), prefix, str(file.path)), str(file.path))
+    state = {}
+    for entry in table.entries:
+        tensor = entry.read({name: file.tensors[prefix + name].read() for name in entry.published})
+        state[entry.ours] = tensor.to(device, dtype if tensor.is_floating_point() else None).contiguous()
+    module.load_state_dict(state, assign=True)
+
+
+def _check_fit(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """ValueError unless `state` has exactly the module's names and shapes."""
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     if set(expected) != set(state):
         raise ValueError(
@@ -125,7 +155,6 @@ def load(
     ]
     if wrong:
         raise ValueError(f"{source} holds another size of this model: {_some(wrong, '; ')}.")
-    module.load_state_dict(state)
 
 
 def _some(names: Iterable[str], separator: str = ", ", count: int = 5) -> str:

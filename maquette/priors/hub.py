@@ -1,7 +1,8 @@
 """From a prior's name to the prior: names -> verified files -> networks, ready to be asked.
 
-"nano" is inside the package; every other prior is a weights package that the caller points to. See `cards` for what a
-package is.
+"nano" is inside the package. The published models of `registry` are found in the folder of fetched weights or where the
+caller points, as their authors' file or as a converted package. Any other name is that of a weights package; see
+`cards` for what a package is.
 """
 
 from __future__ import annotations
@@ -15,8 +16,25 @@ from typing import Any
 import torch
 
 from maquette.errors import UserError
-from maquette.priors.cards import Card, load_parts, parse_config, read_card, read_tensors, write_package
+from maquette.priors.cards import (
+    CARD_FILE,
+    Card,
+    load_parts,
+    parse_config,
+    read_card,
+    read_tensors,
+    verify_file,
+    write_package,
+)
+from maquette.priors.checkpoints import Entry, KeyTable, stream
+from maquette.priors.clip_tokenizer import read_tokenizer
+from maquette.priors.identify import compare
 from maquette.priors.multiview import MultiViewPrior
+from maquette.priors.published import MODELS, PublishedConfig, assemble, completed, load_networks, outline, parts
+from maquette.priors.registry import ALIASES, find_model
+from maquette.priors.tensor_files import TensorFile, open_tensors
+from maquette.priors.weights_folder import FoundWeights, find_published
+from maquette.run.fingerprints import file_sha256
 from maquette.run.settings import plain
 
 NANO = Path(str(files("maquette.priors.nano"))) / "weights"
@@ -26,9 +44,13 @@ SHIPPED = {"nano": "multiview"}
 """Names that need no file: name -> folder below `NANO`."""
 
 
+PUBLISHED = "published-multiview"
+"""The kind of a converted package of a released multi-view model."""
+
+
 def prior_names() -> tuple[str, ...]:
-    """Names that `load_prior` knows without a file."""
-    return tuple(SHIPPED)
+    """Names that `load_prior` knows: those inside the package, and published models whose weights can be fetched."""
+    return (*SHIPPED, *MODELS)
 
 
 def find_card(name: str, weights: Path | None = None) -> Card:
@@ -39,8 +61,8 @@ def find_card(name: str, weights: Path | None = None) -> Card:
     if weights is None:
         if name not in SHIPPED:
             raise UserError(
-                f"there is no prior {name!r} in the package (it has {', '.join(SHIPPED)}); "
-                "give its weights with --weights"
+                f"there is no prior {name!r} (known are {', '.join(prior_names())}); "
+                "name the package of any other with --weights"
             )
         return read_card(NANO / SHIPPED[name])
     if not weights.exists():
@@ -61,16 +83,24 @@ def find_card(name: str, weights: Path | None = None) -> Card:
     return found
 
 
-def load_prior(name: str = "nano", weights: Path | None = None, device: torch.device | str = "cpu") -> MultiViewPrior:
-    """The prior of that name on a device, in float32, in evaluation mode, without gradients for its weights.
+def load_prior(
+    name: str = "nano",
+    weights: Path | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> MultiViewPrior:
+    """The prior of that name on a device, in evaluation mode, without gradients for its weights.
 
-    UserError naming the file and what differs where a file is missing, truncated, damaged or of another model.
+    `dtype` is the precision of its U-Net and encoders: by default float32 on a CPU, and for published models float16 on
+    a GPU. UserError naming the file and what differs where a file is missing, truncated, damaged or of another model.
     """
+    if ALIASES.get(name, name) in MODELS:
+        return _load_published(find_published(find_model(name), weights), torch.device(device), dtype)
     card = find_card(name, weights)
     if card.kind not in _KINDS:
         raise UserError(f"{card.path} holds a prior of kind {card.kind!r}; this version knows {', '.join(_KINDS)}")
     prior = _KINDS[card.kind](card)
-    return prior.to(device)
+    return prior.to(device, dtype)
 
 
 def save_prior(
@@ -111,6 +141,77 @@ def _load_nano(card: Card) -> MultiViewPrior:
         module.eval().requires_grad_(False)
     facts = {key: value for key, value in card.values.items() if key not in ("config", "files")}
     return replace(prior, weights={**facts, "sha256": card.sha256})
+
+
+def _load_published(found: FoundWeights, device: torch.device, dtype: torch.dtype | None) -> MultiViewPrior:
+    """A released model from its file or its package, filled one tensor at a time on the device itself."""
+    dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
+    model = found.model
+    facts = {
+        "name": model.name, "licence": model.licence.name, "commercial": model.licence.commercial,
+        "terms": model.licence.terms, "role": model.role,
+    }  # fmt: skip
+    if (card := package_of(found.file)) is not None:
+        config, file, merges = open_package(card, model.name)
+        facts = {key: value for key, value in card.values.items() if key not in ("config", "files", "tokenizer")}
+        networks = {}
+        for name, part in parts(config).items():
+            module = outline(part)
+            own = KeyTable(tuple(Entry(key, (key,)) for key in module.state_dict()))
+            kind = torch.float32 if name == "autoencoder" else dtype
+            try:
+                stream(module, file, own, f"{name}.", device=device, dtype=kind)
+            except ValueError as error:
+                raise UserError(str(error)) from None
+            networks[name] = module
+        facts["sha256"] = card.sha256
+    else:
+        config, merges = MODELS[model.name](), found.merges()
+        file = open_published(found, config)
+        networks = load_networks(file, config, device=device, dtype=dtype)
+        facts |= {"source": model.source.repo, "file": found.file.name, "sha256": file_sha256(found.file)}
+    tokenizer = read_tokenizer(
+        merges, config.text.vocabulary, config.text.context_length, "end" if config.family == "mvdream-sd15" else "zero"
+    )
+    prior = assemble(networks, config, tokenizer)
+    return replace(prior, weights={**facts, "precision": str(dtype).removeprefix("torch.")})
+
+
+def open_published(found: FoundWeights, config: PublishedConfig) -> TensorFile:
+    """A released file with all names of its model. UserError saying what it lacks, and which model it looks like."""
+    file = open_tensors(found.file)
+    try:
+        return completed(file, config, found.towers())
+    except UserError as error:
+        likely = next((match for match in compare(file) if match.exact), None)
+        if likely is None or found.model.name in likely.models:
+            raise
+        raise UserError(f"{error} It looks like {' or '.join(likely.models)}; ask for it by that name.") from None
+
+
+def package_of(file: Path) -> Card | None:
+    """The card that describes a file, or is it; None for a file that no card beside it names."""
+    if file.name == CARD_FILE:
+        return read_card(file)
+    beside = file.with_name(CARD_FILE)
+    if not beside.is_file():
+        return None
+    card = read_card(beside)
+    return card if file.name in [entry["file"] for entry in card.values["files"]] else None
+
+
+def open_package(card: Card, name: str) -> tuple[PublishedConfig, TensorFile, Path]:
+    """Configuration, tensors and list of merges of a released model's package, all of its files verified."""
+    if card.name != name:
+        raise UserError(f"{card.path} holds the prior {card.name!r}, not {name!r}; ask for it by that name")
+    if card.kind != PUBLISHED:
+        raise UserError(f"{card.path} holds a prior of kind {card.kind!r}, not a converted {name!r} ({PUBLISHED})")
+    config = parse_config(PublishedConfig, card.config, f"{card.path}: config")
+    files = [verify_file(card, entry) for entry in card.values["files"]]
+    tokenizer = card.values.get("tokenizer")
+    if len(files) != 1 or not isinstance(tokenizer, dict) or not {"file", "bytes", "sha256"} <= tokenizer.keys():
+        raise UserError(f"{card.path} is not a card of a published model: it names one file and a tokenizer")
+    return config, open_tensors(files[0]), verify_file(card, tokenizer)
 
 
 _KINDS: dict[str, Callable[[Card], MultiViewPrior]] = {"nano-multiview": _load_nano}

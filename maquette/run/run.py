@@ -29,6 +29,7 @@ from maquette.run.record import Log, adopt, read_json
 from maquette.run.results import load_result, save_result
 from maquette.run.settings import plain
 from maquette.run.stage import Stage, derive_seed
+from maquette.run.terms import Terms, effective_terms
 
 _LIBRARIES = (
     "torch", "numpy", "scipy", "pillow", "scikit-image", "trimesh", "embreex", "xatlas", "fast-simplification",
@@ -213,6 +214,10 @@ class Run:
         """Note a prior that this run uses (its card: name, sha256, licence, ...) for the provenance."""
         self._cards[str(card["name"])] = plain(dict(card))
 
+    def terms(self) -> Terms:
+        """What may be done with the result, by the licences of all priors noted so far."""
+        return effective_terms([self._cards[name] for name in sorted(self._cards)])
+
     def cite(self, *entries: str) -> None:
         """Note what people should cite when they use this run's result (BibTeX, or one line each)."""
         self._citations.update(dict.fromkeys(entries))
@@ -230,6 +235,7 @@ class Run:
             "threads": torch.get_num_threads(),
             "versions": versions,
             "priors": [self._cards[name] for name in sorted(self._cards)],
+            "terms": str(self.terms()),
             "citations": list(self._citations),
         }
 

@@ -166,9 +166,9 @@ def test_a_file_beside_a_card_of_others(package):
 
 
 def test_unknown_names_list_the_known_ones():
-    with pytest.raises(UserError, match=r"there is no prior 'imagedream' in the package \(it has nano"):
-        load_prior("imagedream")
-    assert set(prior_names()) == set(SHIPPED)
+    with pytest.raises(UserError, match=r"there is no prior 'imagdream' \(known are nano, imagedream, "):
+        load_prior("imagdream")
+    assert set(SHIPPED) < set(prior_names())
 
 
 def test_configurations_survive_json():
