@@ -31,6 +31,8 @@ class NanoOptions:
     """Folder for checkpoints, log and the finished package; the same command goes on from there."""
     initial: Path | None = None
     """Start from the weights of an earlier training's folder, or of a weights package."""
+    val: Path | None = None
+    """Folder of packed renders of other objects, on which the prior is measured every 500 steps."""
     seconds: float | None = None
     """Stop the prior's loop after so many seconds, keeping the state; the same command goes on."""
     device: Device = "auto"
@@ -74,7 +76,7 @@ def nano(arguments: list[str]) -> int:
     with Account(options.out, totals) as account:
         card = train_nano(
             options.packed, options.out, options.config, device=device, initial=options.initial,
-            seconds=options.seconds, log=account,
+            val=options.val, seconds=options.seconds, log=account,
         )  # fmt: skip
     print(f"{card.path.parent}: weights and card of {card.name!r}; use them with --weights {card.path.parent}")
     return 0

@@ -6,7 +6,8 @@ seen from -a.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -25,6 +26,10 @@ class ThreeDBatch:
     elevation: Tensor  # [B, V]
     prompts: Tensor  # [B, 3, s, s]
     captions: list[str]
+
+    def part(self, chosen: slice) -> ThreeDBatch:
+        """Some of the scenes."""
+        return ThreeDBatch(*(getattr(self, entry.name)[chosen] for entry in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ def draw_3d(
     relative: bool = False,
     front_share: float = 0.5,
     front_prompts: float = 0.15,
+    rows: Sequence[int] | None = None,
 ) -> ThreeDBatch:
     """`batch` scenes with evenly spaced target views.
 
@@ -54,10 +60,10 @@ def draw_3d(
     that distillation can look from any azimuth. The prompt is a random front-facing render, in a share `front_prompts`
     of the scenes the exact front. With `relative` the ring starts at the prompt's own azimuth and is labelled from
     there. So it is always for objects that have no front: nobody could tell from a picture of a rock which of its sides
-    a file calls the front.
+    a file calls the front. `rows` limits the objects to draw from.
     """
     targets, prompts, azimuths, elevations, captions = [], [], [], [], []
-    for row in rng.integers(len(data), size=batch).tolist():
+    for row in rng.choice(np.arange(len(data)) if rows is None else np.asarray(rows), size=batch).tolist():
         meta, mirrored = data.meta[row], bool(rng.random() < 0.5)
         prompt, prompt_azimuth = _draw_prompt(data, rng, row, front_prompts)
         from_prompt = relative or not meta["has_canonical_front"]

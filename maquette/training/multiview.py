@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,9 @@ from maquette.training.batches import ThreeDBatch, draw_3d, draw_single
 from maquette.training.data import PackedObjects
 from maquette.training.encoders import Encoders
 from maquette.training.weights import Average, autocast, load_state, save_state
+
+CONTROLS = ("local", "global", "pixel")
+"""The image controllers, in the order in which a step draws whether each is dropped."""
 
 
 @dataclass(frozen=True)
@@ -137,16 +140,34 @@ class Trainer:
             data, rng, c.batch, c.num_views, c.size,
             recolour_share=c.recolour, relative=c.relative_cameras, front_prompts=c.front_prompts,
         )  # fmt: skip
-        use = {name: rng.random() >= c.drop_control for name in ("local", "global", "pixel")}
+        use = frozenset(name for name in CONTROLS if rng.random() >= c.drop_control)
         keep_image = torch.from_numpy(rng.random(c.batch) >= c.drop_image).float()
-        text = self._text(batch.captions, rng)
-        local, pooled = self._image(batch, use, keep_image)
-        camera = camera_vectors(batch.azimuth, batch.elevation)
+        captions = self._some(batch.captions, rng)
         latents = self.codec.encode(batch.targets)
         noisy, t, _ = self._noised(latents, generator)
+        x0_pred = self.predict(replace(batch, captions=captions), noisy, t, use, keep_image)
+        return self._x0_loss(x0_pred, latents, batch.masks, t)
+
+    def predict(
+        self,
+        batch: ThreeDBatch,
+        noisy: Tensor,
+        t: Tensor,
+        use: frozenset[str] = frozenset(CONTROLS),
+        keep_image: Tensor | None = None,
+    ) -> Tensor:
+        """x0 [B, V, C, h, w] of noisy latents at steps `t` [B], told the batch's captions, cameras and prompts.
+
+        `use` names the image controllers that are on for the whole batch; `keep_image` [B] is 0 for the scenes whose
+        image conditions are zeros.
+        """
+        c = self.config
+        keep = torch.ones(len(noisy)) if keep_image is None else keep_image
+        local, pooled = self._image(batch, use, keep)
+        camera = camera_vectors(batch.azimuth, batch.elevation)
         clean = None
-        if use["pixel"]:
-            clean = self.codec.encode(batch.prompts[:, None]) * keep_image[:, None, None, None, None]
+        if "pixel" in use:
+            clean = self.codec.encode(batch.prompts[:, None]) * keep[:, None, None, None, None]
             noisy = torch.cat([noisy, clean], dim=1)
             camera = torch.cat([camera, torch.zeros_like(camera[:, :1])], dim=1)
         noisy = concatenate_prompt(noisy, clean, c.unet.in_channels)
@@ -154,17 +175,17 @@ class Trainer:
             out = self.forward(
                 noisy.to(self.device),
                 t.to(self.device),
-                text,
+                self._text(batch.captions),
                 camera.to(self.device),
                 local_features=local,
                 global_feature=pooled,
-            )[:, : c.num_views]
-        return self._x0_loss(out.float(), latents, batch.masks, t)
+            )
+        return out[:, : c.num_views].float()
 
     def _loss_2d(self, data: PackedObjects, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         c = self.config
         batch = draw_single(data, rng, c.batch * c.num_views, c.size, recolour_share=c.recolour)
-        text = self._text(batch.captions, rng)
+        text = self._text(self._some(batch.captions, rng))
         latents = self.codec.encode(batch.images[:, None])
         noisy, t, _ = self._noised(latents, generator)
         noisy = concatenate_prompt(noisy, None, c.unet.in_channels)
@@ -172,20 +193,23 @@ class Trainer:
             out = self.forward(noisy.to(self.device), t.to(self.device), text)
         return self._x0_loss(out.float(), latents, batch.masks[:, None], t)
 
-    def _text(self, captions: list[str], rng: np.random.Generator) -> Tensor:
-        kept = [caption if rng.random() >= self.config.drop_text else "" for caption in captions]
-        with torch.no_grad():
-            return self.encoders.text(tokenize(kept).to(self.device))
+    def _some(self, captions: list[str], rng: np.random.Generator) -> list[str]:
+        """The captions, a share of them dropped."""
+        return [caption if rng.random() >= self.config.drop_text else "" for caption in captions]
 
-    def _image(self, batch: ThreeDBatch, use: dict[str, bool], keep: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        if not (use["local"] or use["global"]):
+    @torch.no_grad()
+    def _text(self, captions: list[str]) -> Tensor:
+        return self.encoders.text(tokenize(captions).to(self.device))
+
+    def _image(self, batch: ThreeDBatch, use: frozenset[str], keep: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        if not use & {"local", "global"}:
             return None, None
         with torch.no_grad(), autocast(self.device):
             local, pooled = self.encoders.image(batch.prompts.to(self.device))
         keep = keep.to(self.device)
         return (
-            local.float() * keep[:, None, None] if use["local"] else None,
-            pooled.float() * keep[:, None] if use["global"] else None,
+            local.float() * keep[:, None, None] if "local" in use else None,
+            pooled.float() * keep[:, None] if "global" in use else None,
         )
 
     def _noised(self, latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -229,8 +253,13 @@ def train_multiview(
     log: Callable[[dict[str, Any]], None],
     save_every: float = 120.0,
     seconds: float | None = None,
+    validate: Callable[[Trainer, dict[str, Tensor]], dict[str, float]] | None = None,
+    validate_every: int = 500,
 ) -> Trainer:
-    """Run to the last step (or until `seconds` are over), saving every `save_every` seconds; resumes from `folder`."""
+    """Run to the last step (or until `seconds` are over), saving every `save_every` seconds; resumes from `folder`.
+
+    `validate` measures the averaged weights every `validate_every` steps and at the end; the log gets its figures.
+    """
     trainer.load(folder)
     started = saved = time.monotonic()
     first, losses = trainer.step, []
@@ -251,6 +280,10 @@ def train_multiview(
                     "seconds": now - started,
                 }
             )
+        if validate and (trainer.step % validate_every == 0 or trainer.step == trainer.config.steps):
+            samples = trainer.step * trainer.config.batch
+            log({"stage": "validation", "step": trainer.step, "samples": samples}
+                | validate(trainer, trainer.average.state))  # fmt: skip
         if now - saved > save_every:
             trainer.save(folder)
             saved = now

@@ -31,6 +31,7 @@ from maquette.run.settings import plain
 from maquette.training.data import PackedObjects
 from maquette.training.encoders import Encoders, EncoderTraining, train_encoders
 from maquette.training.multiview import MultiViewTraining, Trainer, train_multiview
+from maquette.training.validation import Validation
 from maquette.training.weights import save_weights
 
 
@@ -78,13 +79,15 @@ def train_nano(
     *,
     device: str = "cpu",
     initial: Path | None = None,
+    val: Path | None = None,
     seconds: float | None = None,
     log: Callable[[dict[str, Any]], None] = lambda entry: print(json.dumps(entry), flush=True),
     accelerator: Any = None,
 ) -> Card:
     """Train on a packed folder and write `out/package` (weights and card); everything resumes from `out`.
 
-    `initial` is a weights package or a folder `out` of an earlier chunk. `seconds` bounds the time of the prior's loop:
+    `initial` is a weights package or a folder `out` of an earlier chunk. With `val`, renders of other objects, the log
+    has the denoising error on them every 500 steps. `seconds` bounds the time of the prior's loop:
     the state is kept and the same command continues. Raises UserError if the packed folder is not there.
     """
     if not (packed / "meta.jsonl").exists():
@@ -95,7 +98,8 @@ def train_nano(
     data = PackedObjects.open(packed)
     encoders = _encoders(data, out, recipe.encoders, device, initial, log)
     trainer = Trainer(recipe.prior, encoders, device, None if initial is None else _network_of(initial), accelerator)
-    train_multiview(data, out, trainer, log, seconds=seconds)
+    validate = None if val is None else Validation.of(PackedObjects.open(val), trainer).measure
+    train_multiview(data, out, trainer, log, seconds=seconds, validate=validate)
     save_weights(out / "average.safetensors", trainer.average.state, {"step": str(trainer.step)})
     measured = {
         "seconds": round(time.monotonic() - started),

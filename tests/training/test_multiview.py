@@ -19,6 +19,7 @@ from maquette.training.data import PackedObjects, composite, recolour, to_tensor
 from maquette.training.encoders import Encoders, EncoderTraining, contrast
 from maquette.training.multiview import MultiViewTraining, Trainer, camera_vectors, train_multiview
 from maquette.training.nano import NanoRecipe, nano_network, train_nano
+from maquette.training.validation import Validation
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +197,29 @@ def test_the_recipe_ends_in_a_package_that_loads(packed: Path, tmp_path: Path) -
         ours.text_encoder.state_dict()["token_embedding.weight"],
         prior.text_encoder.state_dict()["token_embedding.weight"],
     )
+
+
+def test_validation_is_repeatable_and_leaves_the_training_alone(packed: Path) -> None:
+    data = PackedObjects.open(packed)
+    trainer = Trainer(tiny(), encoders())
+    check = Validation.of(data, trainer, scenes=6)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    first = check.measure(trainer, trainer.average.state)
+    assert first == check.measure(trainer, trainer.average.state, at_once=16)
+    worse = {name: torch.zeros_like(value) for name, value in before.items()}
+    assert set(first) == {"val_300", "val_600", "val_800", "val_950"}
+    assert check.measure(trainer, worse) != first
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
+    entries: list[dict[str, object]] = []
+    train_multiview(data, packed / "run", trainer, entries.append, validate=check.measure, validate_every=3)
+    assert [entry["step"] for entry in entries if entry["stage"] == "validation"] == [3, 6]
+
+
+def test_validation_needs_objects_with_a_front(packed: Path) -> None:
+    data = PackedObjects.open(packed)
+    data = replace(data, meta=[{**meta, "has_canonical_front": False} for meta in data.meta])
+    with pytest.raises(ValueError, match="canonical front"):
+        Validation.of(data, Trainer(tiny(), encoders()))
 
 
 def test_a_missing_pack_is_told_in_a_sentence(tmp_path: Path) -> None:
