@@ -182,7 +182,7 @@ def read_subject(
         require_subject(caption)
     if isinstance(source, Path) and source.is_file() and source.suffix.lower() in VIDEO_SUFFIXES:
         frames = read_frames(source, most)
-        pictures = [(f"frame {number}", pixels, None) for number, pixels in frames]
+        pictures: list[Photo] = [(f"frame {number}", pixels, None) for number, pixels in frames]
         notes = [f"{most} frames were taken from {source.name}: {', '.join(str(number) for number, _ in frames)}"]
     else:
         pictures, notes = _read_photos(source, masks, fewest, 2 * size)
