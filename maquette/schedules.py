@@ -111,6 +111,50 @@ class Linear:
 
 
 @dataclass(frozen=True)
+class Exponential:
+    """Geometric from `first` at `begin` to `last` at `end`, constant afterwards; a linear warm-up before.
+
+    value = first (last / first)^clamp((p - begin) / (end - begin), 0, 1), with p the position; before `begin` it rises
+    from warmup * first at 0 to `first` (a warm-up of 1 is none).
+    """
+
+    first: float
+    """Value at `begin`."""
+    last: float
+    """Value from `end` on."""
+    end: float = 1.0
+    """Where the curve ends."""
+    begin: float = 0.0
+    """Where the curve begins, and the warm-up ends."""
+    warmup: float = 1.0
+    """Share of `first` that the schedule begins with."""
+    unit: Unit = "fraction"
+    """Whether `begin` and `end` are steps or fractions of the run."""
+
+    def __post_init__(self) -> None:
+        _check_unit(self.unit)
+        _check_finite("Exponential's values", self.first, self.last, self.begin, self.end, self.warmup)
+        if not (self.first > 0 and self.last > 0 and self.warmup >= 0):
+            raise UserError(
+                f"an exponential needs first, last > 0 and warmup >= 0, got {self.first}, {self.last} and {self.warmup}"
+            )
+        if not 0 <= self.begin < self.end:
+            raise UserError(f"an exponential ends after it begins, got begin={self.begin}, end={self.end}")
+
+    def __call__(self, step: int) -> float:
+        return self._value(_position(step, None, self.unit))
+
+    def at(self, step: int, total: int) -> float:
+        return self._value(_position(step, total, self.unit))
+
+    def _value(self, position: float) -> float:
+        if position < self.begin:
+            return self.first * (self.warmup + (1 - self.warmup) * position / self.begin)
+        progress = min((position - self.begin) / (self.end - self.begin), 1.0)
+        return float(self.first * (self.last / self.first) ** progress)
+
+
+@dataclass(frozen=True)
 class Cosine:
     """Half a cosine from `first` at `begin` to `last` at `end`, constant on both sides: slow, fast, slow.
 

@@ -7,7 +7,17 @@ import json
 import pytest
 
 from maquette.errors import UserError
-from maquette.schedules import Constant, Linear, Piecewise, Schedule, constant, linear, piecewise, timestep_bounds
+from maquette.schedules import (
+    Constant,
+    Exponential,
+    Linear,
+    Piecewise,
+    Schedule,
+    constant,
+    linear,
+    piecewise,
+    timestep_bounds,
+)
 
 
 def test_released_ramps_are_reproduced(goldens):
@@ -87,3 +97,14 @@ def test_impossible_schedules_are_named():
         constant(float("nan"))
     with pytest.raises(ValueError, match="low <= high"):
         timestep_bounds(constant(0.9), constant(0.5), 0, 10)
+
+
+def test_an_exponential_warms_up_and_falls_by_equal_factors():
+    rate = Exponential(0.1, 0.001, end=300, begin=100, warmup=0.01, unit="step")
+    assert rate(0) == pytest.approx(0.001) and rate(50) == pytest.approx(0.0505) and rate(100) == pytest.approx(0.1)
+    assert rate(200) == pytest.approx(0.01) and rate(300) == rate(999) == pytest.approx(0.001)
+    assert Exponential(1.0, 0.1).at(5, 10) == pytest.approx(0.1**0.5)
+    assert Exponential(1.0, 0.1, begin=0.5).at(2, 10) == 1.0
+    for wrong in ({"last": 0.0}, {"warmup": -1.0}, {"begin": 1.0}):
+        with pytest.raises(UserError):
+            Exponential(**{"first": 1.0, "last": 0.1, **wrong})

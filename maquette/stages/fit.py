@@ -19,7 +19,7 @@ from maquette.errors import RunFailed, UserError
 from maquette.rendering.base import Scene
 from maquette.rendering.views import render_turn
 from maquette.run import Stage
-from maquette.schedules import Constant
+from maquette.schedules import Constant, Exponential
 from maquette.stages.objectives import Objective
 from maquette.stages.regularizers import Ramp
 
@@ -40,7 +40,7 @@ class FitConfig:
     """Learning rate of a learned background."""
     other_rate: float = 0.001
     """Learning rate of whatever else a scene learns."""
-    rate: Ramp = Constant(1.0)
+    rate: Ramp | Exponential = Constant(1.0)
     """Factor on all learning rates over the run."""
     betas: tuple[float, float] = (0.9, 0.99)
     """Memory of AdamW's two moments."""
