@@ -1,4 +1,4 @@
-"""Functions of position: density and colour, what lies behind, and how light falls."""
+"""Functions of position: density or distance and colour, what lies behind, and how light falls."""
 
 from maquette.fields.background import (
     BackgroundConfig,
@@ -18,7 +18,7 @@ from maquette.fields.encodings import (
     TriPlanesConfig,
 )
 from maquette.fields.material import Shading, shade
-from maquette.fields.normals import AnalyticNormals, FiniteDifferenceNormals, NormalsConfig
+from maquette.fields.normals import AnalyticNormals, FiniteDifferenceNormals, NormalsConfig, ProgressiveNormals
 from maquette.fields.radiance import (
     DensityBias,
     FlatBias,
@@ -27,6 +27,7 @@ from maquette.fields.radiance import (
     RadianceConfig,
     RadianceField,
 )
+from maquette.fields.surface import SurfaceField, SurfaceFieldConfig, TextureConfig
 
 __all__ = [
     "AnalyticNormals",
@@ -48,9 +49,13 @@ __all__ = [
     "LearnedBackgroundConfig",
     "LinearBlob",
     "NormalsConfig",
+    "ProgressiveNormals",
     "RadianceConfig",
     "RadianceField",
     "Shading",
+    "SurfaceField",
+    "SurfaceFieldConfig",
+    "TextureConfig",
     "TriPlanes",
     "TriPlanesConfig",
     "Want",

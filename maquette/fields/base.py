@@ -14,6 +14,8 @@ Want = frozenset[str]
 DENSITY_AND_RGB: Want = frozenset({"density", "rgb"})
 DENSITY: Want = frozenset({"density"})
 RGB: Want = frozenset({"rgb"})
+SDF: Want = frozenset({"sdf"})
+SDF_AND_RGB: Want = frozenset({"sdf", "rgb"})
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class FieldSample:
     """Outward unit normals; zero where the gradient vanishes."""
     gradient: Float[Tensor, "*n 3"] | None = None
     """Derivative of the density (or of the signed distance) by position."""
+    laplacian: Float[Tensor, "*n 1"] | None = None
+    """Sum of the second derivatives of the signed distance; twice the mean curvature on a surface of unit gradient."""
 
 
 @runtime_checkable

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +47,11 @@ class Encoding(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         """Restore the number of active levels."""
         self.active_levels = int(state)
+
+    @property
+    def cell(self) -> float:
+        """Side of a cell of the finest level in use, scene units: how far apart two points must be to differ freely."""
+        raise NotImplementedError
 
     def total_variation(self) -> Float[Tensor, ""]:
         """Mean squared difference of neighbouring parameters, summed over levels and directions.
@@ -94,6 +99,11 @@ class TriPlanes(Encoding):
             nn.Parameter(config.initial_scale * torch.randn(3, config.features, side, side))
             for side in config.resolutions
         )
+
+    @property
+    def cell(self) -> float:
+        """2 / (texels - 1)."""
+        return 2 / (self.planes[self.active_levels - 1].shape[-1] - 1)
 
     def forward(self, positions: Float[Tensor, "n 3"]) -> Float[Tensor, "n f"]:
         """Features of positions in [-1, 1]^3."""
@@ -155,6 +165,7 @@ class HashGrid(Encoding):
 
     def __init__(self, config: HashGridConfig) -> None:
         super().__init__(config.levels, config.levels * config.features)
+        self.config = config
         self.resolutions = tuple(int(config.base_resolution * config.growth**level) for level in range(config.levels))
         limit = 2**config.table_size_log2
         self.hashed = tuple((side + 1) ** 3 > limit for side in self.resolutions)
@@ -163,6 +174,11 @@ class HashGrid(Encoding):
             nn.Parameter(torch.empty(size, config.features).uniform_(-1, 1) * config.initial_scale)
             for size in self.sizes
         )
+
+    @property
+    def cell(self) -> float:
+        """2 / (base growth^(active levels - 1)), the resolution not rounded, as progressive normals want it."""
+        return 2 / (self.config.base_resolution * self.config.growth ** (self.active_levels - 1))
 
     def forward(self, positions: Float[Tensor, "n 3"]) -> Float[Tensor, "n f"]:
         """Features of positions in [-1, 1]^3; positions outside are moved to the border."""
@@ -264,10 +280,14 @@ class FrequencyConfig:
     """Number of octaves, beginning with sin(pi x)."""
     include_input: bool = True
     """Put the position itself in front."""
+    phase: Literal["pi x", "unit cube"] = "pi x"
+    """What the sines are of: pi 2^k x as in NeRF, or 2^k u with u = (x + 1) / 2 as in instant-nsr-pl."""
 
     def __post_init__(self) -> None:
         if self.levels < 1:
             raise UserError(f"a frequency encoding needs at least one octave, got levels={self.levels}")
+        if self.phase not in ("pi x", "unit cube"):
+            raise UserError(f"a frequency encoding's phase is 'pi x' or 'unit cube', got {self.phase!r}")
 
 
 class Frequency(Encoding):
@@ -276,11 +296,19 @@ class Frequency(Encoding):
     def __init__(self, config: FrequencyConfig) -> None:
         super().__init__(config.levels, 6 * config.levels + 3 * config.include_input)
         self.include_input = config.include_input
+        self.phase = config.phase
+
+    @property
+    def cell(self) -> float:
+        """A quarter of the shortest wave in use."""
+        wave = 2.0 if self.phase == "pi x" else 4 * math.pi
+        return wave / 4 / 2 ** (self.active_levels - 1)
 
     def forward(self, positions: Float[Tensor, "n 3"]) -> Float[Tensor, "n f"]:
         """Features of positions in [-1, 1]^3."""
         octaves = torch.arange(self.num_levels, device=positions.device)
-        phases = positions[:, None, :] * (math.pi * 2.0**octaves).to(positions)[:, None]  # [n, levels, 3]
+        first = math.pi * positions if self.phase == "pi x" else (positions + 1) / 2
+        phases = first[:, None, :] * (2.0**octaves).to(positions)[:, None]  # [n, levels, 3]
         waves = torch.stack([phases.sin(), phases.cos()], dim=2)
         waves = waves * (octaves < self.active_levels)[:, None, None].to(waves)
         features = waves.flatten(1)

@@ -33,6 +33,12 @@ class FiniteDifferenceNormals:
             raise UserError(f"finite differences need epsilon > 0, got {self.epsilon}")
 
 
+@dataclass(frozen=True)
+class ProgressiveNormals:
+    """Central differences over one cell of the finest level in use: they sharpen as levels are unlocked (Neuralangelo,
+    arXiv:2306.03092)."""
+
+
 NormalsConfig = AnalyticNormals | FiniteDifferenceNormals
 
 
@@ -60,7 +66,27 @@ def differentiate(
 
 def central_differences(density: Density, positions: Float[Tensor, "n 3"], epsilon: float) -> Float[Tensor, "n 3"]:
     """(f(x + epsilon e_i) - f(x - epsilon e_i)) / (2 epsilon) for the three axes, in one query of 6 n points."""
+    return gradient_of_stencil(stencil(density, positions, epsilon), epsilon)
+
+
+def stencil(
+    function: Density, positions: Float[Tensor, "n 3"], epsilon: float, bound: float | None = None
+) -> Float[Tensor, "2 n 3"]:
+    """f(x + epsilon e_i) and f(x - epsilon e_i) for the three axes; points beyond +-`bound` are moved onto it."""
     axes = torch.eye(3, dtype=positions.dtype, device=positions.device) * epsilon
     moved = torch.stack([positions[:, None] + axes, positions[:, None] - axes])  # [2, n, 3, 3]
-    values = density(moved.reshape(-1, 3)).reshape(2, -1, 3)
-    return (values[0] - values[1]) / (2 * epsilon)
+    if bound is not None:
+        moved = moved.clamp(-bound, bound)
+    return function(moved.reshape(-1, 3)).reshape(2, -1, 3)
+
+
+def gradient_of_stencil(around: Float[Tensor, "2 n 3"], epsilon: float) -> Float[Tensor, "n 3"]:
+    """Central first differences."""
+    return (around[0] - around[1]) / (2 * epsilon)
+
+
+def laplacian_of_stencil(
+    around: Float[Tensor, "2 n 3"], middle: Float[Tensor, "n 1"], epsilon: float
+) -> Float[Tensor, "n 1"]:
+    """Sum over the axes of (f(x + epsilon e_i) + f(x - epsilon e_i) - 2 f(x)) / epsilon^2."""
+    return (around.sum(dim=0) - 2 * middle).sum(dim=1, keepdim=True) / epsilon**2
