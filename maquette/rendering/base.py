@@ -69,6 +69,10 @@ class Samples:
     """Unit normals, where the shot wanted them."""
     gradient: Float[Tensor, "n 3"] | None = None
     """Gradient of the density (or signed distance), where the shot wanted normals."""
+    sdf: Float[Tensor, "n"] | None = None
+    """Signed distance to the surface, for scenes that have one."""
+    laplacian: Float[Tensor, "n"] | None = None
+    """Its Laplacian, where the shot wanted normals and the field finds them by finite differences."""
 
     @property
     def num_rays(self) -> int:
@@ -129,7 +133,6 @@ class Rendering:
         return replace(self, samples=None)
 
 
-@runtime_checkable
 @runtime_checkable
 class Scene(Protocol):
     """Everything that is learned and drawn together, saved and resumed whole; a `torch.nn.Module` in practice."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,7 +81,7 @@ class VolumeScene(nn.Module):
         found = self._terminate(found, num_rays)
         rays_per_camera = num_rays // max(1, shot.cameras.fovy.numel())
         samples = self._evaluate(found, flat, shot, rays_per_camera)
-        return self._composite(samples, flat, shot).reshape(*shape)
+        return composite_samples(samples, flat, shot, self.background).reshape(*shape)
 
     @torch.no_grad()
     def _terminate(self, found: March, num_rays: int) -> March:
@@ -124,27 +125,6 @@ class VolumeScene(nn.Module):
             rgb=rgb,
             normal=answer.normal,
             gradient=answer.gradient,
-        )
-
-    def _composite(self, samples: Samples, rays: Rays, shot: Shot) -> Rendering:
-        """Sum the samples of each of the flat rays and put the background behind them."""
-        parts = [samples.rgb, torch.ones_like(samples.t_mid)[:, None], samples.t_mid[:, None]]
-        if samples.normal is not None:
-            parts.append(samples.normal)
-        weighted = samples.weights[:, None] * torch.cat(parts, dim=1)
-        summed = sum_by_ray(weighted, samples.ray_index, samples.num_rays)
-        opacity = summed[:, 3:4]
-        if shot.background is None:
-            background = self.background(rays.rays_d)
-        else:
-            background = shot.background.to(summed).expand(samples.num_rays, 3)
-        return Rendering(
-            rgb=composite(summed[:, :3], opacity, background),
-            opacity=opacity,
-            depth=summed[:, 4:5],
-            background=background,
-            normal=None if samples.normal is None else F.normalize(summed[:, 5:8], dim=-1),
-            samples=samples,
         )
 
     # Training
@@ -204,3 +184,27 @@ class VolumeScene(nn.Module):
         except (RuntimeError, KeyError) as error:
             raise UserError(f"the scene in {folder} does not fit its own configuration ({error})") from error
         return scene
+
+
+def composite_samples(
+    samples: Samples, rays: Rays, shot: Shot, background: Callable[[Tensor], Tensor], normals: bool = True
+) -> Rendering:
+    """Sum the samples of each of the flat rays and put the background, a function of direction, behind them."""
+    parts = [samples.rgb, torch.ones_like(samples.t_mid)[:, None], samples.t_mid[:, None]]
+    if normals and samples.normal is not None:
+        parts.append(samples.normal)
+    weighted = samples.weights[:, None] * torch.cat(parts, dim=1)
+    summed = sum_by_ray(weighted, samples.ray_index, samples.num_rays)
+    opacity = summed[:, 3:4]
+    if shot.background is None:
+        behind = background(rays.rays_d)
+    else:
+        behind = shot.background.to(summed).expand(samples.num_rays, 3)
+    return Rendering(
+        rgb=composite(summed[:, :3], opacity, behind),
+        opacity=opacity,
+        depth=summed[:, 4:5],
+        background=behind,
+        normal=F.normalize(summed[:, 5:8], dim=-1) if len(parts) > 3 else None,
+        samples=samples,
+    )
