@@ -23,7 +23,7 @@ from maquette.rendering.base import Rendering, Shot
 from maquette.rendering.lights import LightSampler
 from maquette.rendering.rays import pixel_centres
 from maquette.schedules import Constant, Linear, Piecewise
-from maquette.stages.regularizers import Ramp, Regularizers
+from maquette.stages.regularizers import Ramp, Regularizers, mask_entropy
 
 Metrics = dict[str, Any]
 """Figures worth logging: numbers, or tensors of one element."""
@@ -124,6 +124,8 @@ class PhotometricConfig:
     measure: Literal["l1", "l2", "huber"] = "huber"
     """Distance of colours and of opacities: absolute, squared, or squared below 0.1 and absolute above (in units of
     0.1)."""
+    mask_measure: Literal["as colour", "entropy"] = "as colour"
+    """Distance of opacities: that of colours, or the cross entropy of opacities clamped to [0.001, 0.999] (NeuS)."""
     background: Literal["random", "own"] = "random"
     """What masked views are composited on: another flat colour each step (so that no colour can stand in for empty
     space), or the scene's own background. Views without masks always show the scene's own."""
@@ -226,7 +228,9 @@ class Photometric:
             mask = take_pixels(self.views.masks, shot.index, shot.pixels)
             target = mask * target + (1 - mask) * rendering.background.detach()
             if (mask_weight := self.config.mask.at(step, total)) > 0:
-                value = (weights * self._distance(rendering.opacity, mask)).mean()
+                entropy = self.config.mask_measure == "entropy"
+                distance = mask_entropy if entropy else self._distance
+                value = (weights * distance(rendering.opacity, mask)).mean()
                 loss = loss + mask_weight * value
                 metrics["mask"] = value.detach()
         value = (weights * self._distance(rendering.rgb, target)).mean()

@@ -8,6 +8,8 @@ With w_i the weights of a ray's samples, o = sum w_i its opacity, n_i normals, d
     z_variance   = sum_i w_i / o (t_i - sum_j w_j / o t_j)^2     thin surfaces (HiFA), where o > 0.5
     smoothness   = squared differences of neighbouring pixels' normals, in both directions
     eikonal      = (|gradient of the signed distance| - 1)^2     over samples
+    curvature    = |Laplacian of the signed distance|            over samples (Neuralangelo)
+    crowding     = exp(-k |signed distance|)                     over samples: few surfaces, and far from the others
 
 Published weights of the orientation loss do not port: some codes divide by the number of rays, some by that of rays
 with opacity > 0. `Regularizers.orientation_per` says which.
@@ -29,6 +31,8 @@ from maquette.schedules import Constant, Linear, Piecewise
 
 Ramp = Constant | Linear | Piecewise
 """A schedule that a configuration can hold."""
+PENALTIES = ("orientation", "sparsity", "opaque", "z_variance", "smoothness", "eikonal", "curvature", "crowding")
+"""In the order in which they are added up."""
 HIT = 0.5
 """Opacity above which a ray counts as having hit something, for its variance of depth."""
 
@@ -75,6 +79,17 @@ def eikonal(gradient: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n"]:
     return (torch.linalg.vector_norm(gradient, dim=-1) - 1).square()
 
 
+def crowding(sdf: Float[Tensor, "*n"], scale: float = 1.0) -> Float[Tensor, "*n"]:
+    """exp(-scale |f|): NeuS codes call it the sparsity of the surface."""
+    return torch.exp(-scale * sdf.abs())
+
+
+def mask_entropy(opacity: Float[Tensor, "*n"], mask: Float[Tensor, "*n"], clamp: float = 1e-3) -> Float[Tensor, "*n"]:
+    """Cross entropy in nats of the opacity, clamped to [clamp, 1 - clamp], against a mask in [0, 1]."""
+    o = opacity.clamp(clamp, 1 - clamp)
+    return -(mask * o.log() + (1 - mask) * (1 - o).log())
+
+
 @dataclass(frozen=True)
 class Regularizers:
     """Weights of the penalties over a run; all are off by default, means over rays (or pixels, or samples)."""
@@ -91,6 +106,12 @@ class Regularizers:
     """Neighbouring pixels' normals agree."""
     eikonal: Ramp = Constant(0.0)
     """Unit gradients; for fields of signed distance."""
+    curvature: Ramp = Constant(0.0)
+    """Flat surfaces; for fields of signed distance with normals by finite differences."""
+    crowding: Ramp = Constant(0.0)
+    """Samples far from every surface; for fields of signed distance."""
+    crowding_scale: float = 1.0
+    """The k of exp(-k |signed distance|), per scene unit."""
     orientation_per: Literal["rays", "hits"] = "rays"
     """Divide the orientation loss by the number of all rays, or (released ImageDream) of those with opacity > 0."""
 
@@ -100,7 +121,8 @@ class Regularizers:
 
     def need_normals(self, step: int, total: int) -> bool:
         """Whether a rendering at `step` of `total` must come with normals."""
-        return any(ramp.at(step, total) > 0 for ramp in (self.orientation, self.smoothness, self.eikonal))
+        need = (self.orientation, self.smoothness, self.eikonal, self.curvature)
+        return any(ramp.at(step, total) > 0 for ramp in need)
 
     def __call__(
         self, rendering: Rendering, step: int, total: int
@@ -108,7 +130,7 @@ class Regularizers:
         """The weighted sum of all penalties that are on, and each of them unweighted, detached."""
         loss = rendering.rgb.new_zeros(())
         metrics: dict[str, Tensor] = {}
-        for name in ("orientation", "sparsity", "opaque", "z_variance", "smoothness", "eikonal"):
+        for name in PENALTIES:
             weight = getattr(self, name).at(step, total)
             if weight > 0:
                 value = getattr(self, f"_{name}")(rendering)
@@ -146,7 +168,26 @@ class Regularizers:
         samples = _samples(rendering)
         if samples.gradient is None:
             raise ValueError("the eikonal loss needs gradients; render with Shot(normals=True)")
-        return eikonal(samples.gradient).mean() if len(samples.gradient) else samples.gradient.sum()
+        return _mean(eikonal(samples.gradient))
+
+    def _curvature(self, rendering: Rendering) -> Tensor:
+        samples = _samples(rendering)
+        if samples.laplacian is None:
+            raise ValueError(
+                "the curvature loss needs Laplacians: a field of signed distance with normals by finite differences"
+            )
+        return _mean(samples.laplacian.abs())
+
+    def _crowding(self, rendering: Rendering) -> Tensor:
+        samples = _samples(rendering)
+        if samples.sdf is None:
+            raise ValueError("the crowding loss needs signed distances; this scene has a density")
+        return _mean(crowding(samples.sdf, self.crowding_scale))
+
+
+def _mean(values: Tensor) -> Tensor:
+    """The mean; 0 where there are no samples at all."""
+    return values.mean() if len(values) else values.sum()
 
 
 def _samples(rendering: Rendering) -> Samples:

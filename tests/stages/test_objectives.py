@@ -122,6 +122,16 @@ def test_measures(scene, measure, expected, generator):
     assert objective.loss(grey, shot, 0, 1, generator)[0].item() == pytest.approx(expected, rel=1e-6)
 
 
+def test_opacity_may_be_measured_by_its_entropy(scene, views, generator):
+    objective = Photometric(views, PhotometricConfig(pixels=WholeImages(2), mask_measure="entropy"))
+    shot = objective.shot(0, 1, generator, torch.device("cpu"))
+    rendering = scene.render(shot)
+    _, metrics = objective.loss(rendering, shot, 0, 1, generator)
+    mask, opacity = take_pixels(views.masks, shot.index, None), rendering.opacity.clamp(0.001, 0.999)
+    expected = torch.nn.functional.binary_cross_entropy(opacity, mask)
+    torch.testing.assert_close(metrics["mask"], expected.detach())
+
+
 def test_impossible_objectives_are_refused(views):
     with pytest.raises(ValueError, match="one weight a view"):
         Photometric(views, view_weights=(1.0,))

@@ -11,13 +11,21 @@ import torch
 from safetensors.torch import load_file
 
 from maquette.cameras import orbit
-from maquette.fields import LinearBlob, RadianceConfig, TriPlanesConfig
-from maquette.rendering import OccupancyConfig, Shot, VolumeConfig, VolumeScene
+from maquette.fields import (
+    FiniteDifferenceNormals,
+    LinearBlob,
+    RadianceConfig,
+    SurfaceFieldConfig,
+    TriPlanesConfig,
+)
+from maquette.rendering import OccupancyConfig, Shot, SurfaceConfig, SurfaceScene, VolumeConfig, VolumeScene
 from maquette.schedules import Constant, Linear
 from maquette.stages.regularizers import (
     Regularizers,
     binary_entropy,
+    crowding,
     eikonal,
+    mask_entropy,
     normal_smoothness,
     orientation_terms,
     sparsity,
@@ -164,3 +172,39 @@ def test_missing_normals_are_named(name):
     _, rendering = make_rendering()
     with pytest.raises(ValueError, match=r"Shot\(normals=True\)"):
         Regularizers(**{name: Constant(1.0)})(rendering, 0, 1)
+
+
+def test_mask_entropy_is_least_where_opacity_is_the_mask():
+    mask = torch.tensor([0.0, 1.0, 0.25])
+    best = torch.tensor([0.001, 0.999, 0.25])
+    assert (mask_entropy(best, mask) <= mask_entropy(best + 0.01, mask)).all()
+    assert (mask_entropy(best, mask) <= mask_entropy(best - 0.01, mask)).all()
+    assert mask_entropy(torch.zeros(1), torch.ones(1)).item() == pytest.approx(-math.log(0.001))
+    torch.testing.assert_close(mask_entropy(best, best), binary_entropy(best))
+
+
+def test_crowding_is_worst_on_a_surface():
+    assert crowding(torch.tensor([0.0, -0.1, 0.1]), 10.0).tolist() == pytest.approx([1.0, math.exp(-1), math.exp(-1)])
+
+
+def test_penalties_of_a_surface():
+    field = SurfaceFieldConfig(
+        encoding=TriPlanesConfig((8,), 2), hidden=16, features=3, normals=FiniteDifferenceNormals(0.02)
+    )
+    config = SurfaceConfig(field=field, occupancy=OccupancyConfig(resolution=16), samples=Constant(48))
+    penalties = Regularizers(eikonal=Constant(0.1), curvature=Constant(0.2), crowding=Constant(0.3), crowding_scale=2.0)
+    assert penalties.need_normals(0, 1) and not Regularizers(crowding=Constant(1.0)).need_normals(0, 1)
+    cameras = orbit(1, height=6, width=6)
+    rendering = SurfaceScene(config).render(Shot(cameras, normals=True))
+    loss, metrics = penalties(rendering, 0, 1)
+    samples = rendering.samples
+    assert float(metrics["curvature"]) == pytest.approx(float(samples.laplacian.detach().abs().mean()))
+    assert float(metrics["crowding"]) == pytest.approx(float((-2 * samples.sdf.detach().abs()).exp().mean()))
+    expected = 0.1 * metrics["eikonal"] + 0.2 * metrics["curvature"] + 0.3 * metrics["crowding"]
+    torch.testing.assert_close(loss.detach(), expected)
+    volume = VolumeScene(VolumeConfig(occupancy=OccupancyConfig(resolution=16), samples=Constant(24)))
+    seen = volume.render(Shot(cameras, normals=True))
+    with pytest.raises(ValueError, match="Laplacians"):
+        Regularizers(curvature=Constant(1.0))(seen, 0, 1)
+    with pytest.raises(ValueError, match="signed distances"):
+        Regularizers(crowding=Constant(1.0))(seen, 0, 1)
