@@ -69,6 +69,33 @@ class SamplingSteps:
         return cls(schedule, t.flip(0), torch.cat([a[:1], a[t[:-1]]]).flip(0))
 
     @classmethod
+    def zero123(cls, schedule: NoiseSchedule, steps: int) -> SamplingSteps:
+        """The list that Zero-1-to-3's released sampler runs: `released` without its noisiest step.
+
+        Its code cuts one entry off the wrong end of the list, so that 50 requested steps are 49, and the first of them,
+        t = 961, is shown pure noise. For `steps` = 1 nothing is left.
+        """
+        full = cls.released(schedule, steps)
+        return full.last(len(full) - 1)
+
+    @classmethod
+    def leading(cls, schedule: NoiseSchedule, steps: int) -> SamplingSteps:
+        """The list of diffusers' DDIM for these models: exactly `steps` steps, every floor(T / steps)-th, shifted by
+        one.
+
+        Where `steps` divides T it is `released`; elsewhere it begins lower (75 of 1000 begin at 963, not 989). Raises
+        ValueError for the few numbers whose list steps out of the schedule (1000 of 1000).
+        """
+        total = schedule.num_steps
+        if not 1 <= steps <= total:
+            raise ValueError(f"DDIM needs between 1 and {total} steps, got {steps}.")
+        t = torch.arange(steps) * (total // steps) + 1
+        if int(t[-1]) >= total:
+            raise ValueError(f"this spacing of {steps} steps ends at t = {int(t[-1])}, outside the schedule's {total}.")
+        a = schedule.alphas_cumprod
+        return cls(schedule, t.flip(0), torch.cat([a[:1], a[t[:-1]]]).flip(0))
+
+    @classmethod
     def exact(cls, schedule: NoiseSchedule, steps: int) -> SamplingSteps:
         """Exactly `steps` steps, evenly spread from T - 1 down, whose last update ends at the clean sample.
 
