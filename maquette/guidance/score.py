@@ -53,10 +53,15 @@ def direction(
     eps: Float[Tensor, "*b"],
     guidance_scale: float,
     weight: Float[Tensor, "*#b"],
+    limit: float | None = None,
 ) -> Float[Tensor, "*b"]:
     """SDS, w(t) (eps_pred - eps); DreamFusion, arXiv:2209.14988, Eq. 3.
 
     The network's Jacobian is left out, and eps is a control variate: without it the expectation is the same and the
-    variance larger. Typical scales are 100 for latent models, 20 for pixel ones.
+    variance larger. Typical scales are 100 for latent models, 20 for pixel ones, 3 for Zero-1-to-3. `limit` clamps
+    every entry to [-limit, limit], which tames the rare step that throws a young field away.
     """
-    return weight * (guide(eps_cond=eps_cond, eps_uncond=eps_uncond, guidance_scale=guidance_scale) - eps)
+    if limit is not None and limit <= 0:
+        raise ValueError(f"limit bounds the entries of the direction and must be positive, got {limit}; None is none")
+    found = weight * (guide(eps_cond=eps_cond, eps_uncond=eps_uncond, guidance_scale=guidance_scale) - eps)
+    return found if limit is None else found.clamp(-limit, limit)
