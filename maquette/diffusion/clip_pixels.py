@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -46,6 +47,20 @@ def clip_pixels(image: Float[Tensor, "3 h w"], size: int = 224) -> Float[Tensor,
     scaled = (size * height // short, size * width // short)
     levels = resize_levels(to_levels(image), *scaled, bicubic=True)
     top, left = (round((side - size) / 2) for side in scaled)
-    cropped = levels[:, top : top + size, left : left + size].to(image.dtype) / 255
-    mean, std = (image.new_tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
-    return (cropped - mean) / std
+    return normalise(levels[:, top : top + size, left : left + size].to(image.dtype) / 255)
+
+
+def clip_pixels_aligned(images: Float[Tensor, "*b 3 h w"], size: int = 224) -> Float[Tensor, "*b 3 {size} {size}"]:
+    """Images in [0, 1] for Zero-1-to-3's image tower: bicubic between corners, no antialiasing, no crop.
+
+    Differentiable. The kernel overshoots a little beyond [0, 1], which the network was trained with.
+    """
+    flat = images.reshape(-1, *images.shape[-3:])
+    resized = F.interpolate(flat, size=(size, size), mode="bicubic", align_corners=True, antialias=False)
+    return normalise(resized).reshape(*images.shape[:-2], size, size)
+
+
+def normalise(images: Float[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
+    """Images in [0, 1] with CLIP's mean and standard deviation taken out."""
+    mean, std = (images.new_tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
+    return (images - mean) / std

@@ -128,6 +128,10 @@ class KLCodec(nn.Module):
             latents.append(mean if flat_noise is None else mean + std * flat_noise[start : start + step])
         return torch.cat(latents).unflatten(0, (batch, views)) * self.scale
 
+    def at(self, image_size: int) -> KLCodec:
+        """The same autoencoder for images of another size; its weights are shared."""
+        return KLCodec(self.autoencoder, image_size, self.scale, self.chunk)
+
     def resize_prompt(self, image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 s s"]:
         """A picture at `image_size` as the released code makes it: truncated to 8 bits, Pillow's bilinear filter."""
         return vae_pixels(image, self.image_size)

@@ -127,6 +127,11 @@ def openai_image_tower(vision: VisionConfig) -> KeyTable:
     return KeyTable(tuple(Entry(e.ours.removeprefix("vision."), e.published, e.form) for e in entries), text)
 
 
+def camera_projection() -> KeyTable:
+    """The projection of [image embedding, pose] of Zero-1-to-3, under `cc_projection.`; ours is a `Linear`."""
+    return KeyTable((Entry("weight", ("weight",)), Entry("bias", ("bias",))))
+
+
 def clip_text_huggingface(text: TextConfig) -> KeyTable:
     """The text tower alone in Hugging Face's layout, as in Stable Diffusion 1 files.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +14,13 @@ from maquette.diffusion.autoencoder import Autoencoder, AutoencoderConfig
 from maquette.diffusion.schedule import NoiseSchedule, Parametrisation
 from maquette.diffusion.unet import ImagePromptConfig, MultiViewUNet, UNetConfig
 from maquette.images import ImagePrompt, Prompt
+from maquette.priors.base import Prior
 from maquette.priors.codecs import KLCodec, SpaceToDepth
 from maquette.priors.multiview import MultiViewConfig, MultiViewPrior
 from maquette.priors.nano.assembly import NanoConfig, NoiseConfig, build_nano, parts
 from maquette.priors.nano.encoders import ImageEncoderConfig, TextEncoderConfig
+from maquette.priors.stable_diffusion import StableDiffusionPrior
+from maquette.priors.zero123 import Zero123Config, Zero123Prior
 
 TINY_NETWORK = UNetConfig(
     in_channels=48, out_channels=48, channels=16, channel_mult=(1, 2), res_blocks=(1, 1), attention=(True, True),
@@ -102,7 +106,47 @@ def tiny_published(control: str = "local+pixel") -> MultiViewPrior:
     )
 
 
-PRIORS: dict[str, Callable[[], MultiViewPrior]] = {
+def single_view_unet(in_channels: int) -> MultiViewUNet:
+    """A network of the published single-view priors' kind."""
+    config = UNetConfig(
+        in_channels=in_channels, channels=16, channel_mult=(1, 2), res_blocks=(1, 1), attention=(True, False),
+        head_width=None, num_heads=2, linear_projection=False, context_dim=16, camera_dim=None, groups=8,
+    )  # fmt: skip
+    network = randomised(MultiViewUNet(config))
+    assert isinstance(network, MultiViewUNet)
+    return network
+
+
+def tiny_codec(image_size: int = 16) -> KLCodec:
+    """A small KL autoencoder that halves the side."""
+    config = AutoencoderConfig(channels=8, channel_mult=(1, 2), res_blocks=1, attention=(False, False), groups=4)
+    codec = randomised(KLCodec(Autoencoder(config), image_size=image_size), 1)
+    assert isinstance(codec, KLCodec)
+    return codec
+
+
+class MeanEmbedding(nn.Module):
+    """An image encoder without weights that gives one embedding: coarse means of the picture."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return nn.functional.adaptive_avg_pool2d(images, (2, 2)).flatten(1)  # [B, 12]
+
+
+def tiny_zero123(config: Zero123Config = Zero123Config()) -> Zero123Prior:  # noqa: B008
+    """Zero-1-to-3's kind: eps prediction, a KL autoencoder, the picture beside the noise, one token."""
+    projection = randomised(nn.Linear(12 + 4, 16), 2)
+    assert isinstance(projection, nn.Linear)
+    schedule = NoiseSchedule.scaled_linear()
+    return Zero123Prior(single_view_unet(8), tiny_codec(), schedule, MeanEmbedding(), projection, config)
+
+
+def tiny_stable_diffusion(predicts: Parametrisation = "eps") -> StableDiffusionPrior:
+    """Stable Diffusion's kind: words alone."""
+    schedule = NoiseSchedule.scaled_linear(predicts=predicts)
+    return StableDiffusionPrior(single_view_unet(4), tiny_codec(), schedule, WordsAsCodes.tokenize, WordsAsCodes())
+
+
+MULTIVIEW: dict[str, Callable[[], MultiViewPrior]] = {
     "nano (x0)": tiny_prior,
     "nano (eps)": lambda: tiny_prior("eps"),
     "nano (v)": lambda: tiny_prior("v"),
@@ -110,6 +154,15 @@ PRIORS: dict[str, Callable[[], MultiViewPrior]] = {
     "nano (text only)": lambda: tiny_prior(control="none"),
     "published pixel": tiny_published,
     "published local": lambda: tiny_published("local"),
+}
+"""Every prior of several views."""
+
+PRIORS: dict[str, Callable[[], Any]] = {
+    **MULTIVIEW,
+    "zero123": tiny_zero123,
+    "zero123 (stable)": lambda: tiny_zero123(Zero123Config(pose="stable-zero123", elevation=20.0)),
+    "stable diffusion": tiny_stable_diffusion,
+    "stable diffusion (v)": lambda: tiny_stable_diffusion("v"),
 }
 """Every prior that the contract tests run over; a newcomer adds one line."""
 
@@ -132,7 +185,12 @@ def four_cameras() -> Cameras:
     return orbit(4, elevation=10.0, azimuth=20.0, height=16, width=16)
 
 
-def noisy(prior: MultiViewPrior, scenes: int = 2, views: int = 4, seed: int = 0) -> Tensor:
-    """Random latents of the prior's shape."""
+def cameras_for(prior: Prior) -> Cameras:
+    """As many cameras as the prior wants of a scene, none of them at the front."""
+    return orbit(prior.num_views or 1, elevation=10.0, azimuth=20.0, height=16, width=16)
+
+
+def noisy(prior: Prior, scenes: int = 2, views: int | None = None, seed: int = 0) -> Tensor:
+    """Random latents of the prior's shape; its own number of views where none is given."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(scenes, views, *prior.codec.latent_shape, generator=generator)
+    return torch.randn(scenes, views or prior.num_views or 1, *prior.codec.latent_shape, generator=generator)
