@@ -28,9 +28,9 @@ def dropped(uniform: Float[Tensor, " b"], probability: float = 0.05) -> tuple[Bo
 class TrainingBatch:
     """What one step learns from, and its random numbers."""
 
-    target: Float[Tensor, "b 3 h w"]
+    target: Float[Tensor, "b 3 H W"]
     """The view to learn, in [0, 1]."""
-    picture: Float[Tensor, "b 3 h w"]
+    picture: Float[Tensor, "b 3 H W"]
     """The view to learn it from, in [0, 1]."""
     embedding: Float[Tensor, "b g"]
     """CLIP embedding of the picture."""
