@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from maquette.errors import UserError
 from maquette.rendering.archive import read_scene, write_scene
-from maquette.rendering.base import Rendering, Scene, Shot
+from maquette.rendering.base import Rendering, Shot
 from maquette.rendering.rays import pixel_centres
 from maquette.rendering.scene import VolumeScene
 from maquette.run.fingerprints import fingerprint
@@ -39,17 +39,15 @@ class PatchConfig:
 
 
 class PatchScene(nn.Module):
-    """A scene that renders training views in patches; everything else is the scene's own.
+    """A scene (a module that is one) which renders training views in patches; everything else is the scene's own.
 
     With a generator, as training renders, the window's place is drawn from it. Without one, and for shots of chosen
     pixels, the scene inside renders every pixel. Renderings in patches have no samples: regularisers of samples need
     whole renderings.
     """
 
-    def __init__(self, scene: Scene, config: PatchConfig = PatchConfig()) -> None:
+    def __init__(self, scene: nn.Module, config: PatchConfig = PatchConfig()) -> None:
         super().__init__()
-        if not isinstance(scene, nn.Module):
-            raise ValueError(f"PatchScene wraps a scene that is a module, got a {type(scene).__name__}")
         self.scene: Any = scene
         self.config = config
 
