@@ -174,7 +174,8 @@ def _load_published(found: FoundWeights, device: torch.device, dtype: torch.dtyp
         merges, config.text.vocabulary, config.text.context_length, "end" if config.family == "mvdream-sd15" else "zero"
     )
     prior = assemble(networks, config, tokenizer)
-    return replace(prior, weights={**facts, "precision": str(dtype).removeprefix("torch.")})
+    facts |= {"precision": str(dtype).removeprefix("torch."), "trained_control": config.use.control}
+    return replace(prior, weights=facts)
 
 
 def open_published(found: FoundWeights, config: PublishedConfig) -> TensorFile:

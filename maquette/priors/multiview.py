@@ -122,6 +122,12 @@ class MultiViewPrior:
     """The card of the weights."""
 
     def __post_init__(self) -> None:
+        trained = self.weights.get("trained_control")
+        if trained is not None and (strange := parse_control(self.config.control) - parse_control(trained)):
+            raise UserError(
+                f"these weights of {self.config.name} were trained with control {trained!r}, not with "
+                f"{' and '.join(sorted(strange))}; use --control {trained}"
+            )
         prompt = self.network.config.image_prompt
         known = {
             "global": prompt is not None and prompt.global_dim > 0,

@@ -237,6 +237,6 @@ def test_doctor_as_json(maquette):
 
 def test_models(maquette):
     code, out, _ = maquette("models", "list")
-    assert code == 0 and out.startswith("nano")
+    assert code == 0 and out.startswith("nano") and "imagedream" in out
     assert refused(maquette("models", "chekc"), "did you mean 'check'?")
     assert refused(maquette("models", "check", "nowhere"), "nowhere")

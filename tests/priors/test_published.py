@@ -80,6 +80,18 @@ def test_a_released_file_is_loaded(tmp_path, name):
     assert not any(parameter.requires_grad for parameter in prior.network.parameters())
 
 
+def test_control_that_a_file_was_not_trained_with_is_refused(tmp_path):
+    """Local and pixel ImageDream hold the same tensors, so nothing but the name can tell."""
+    write_published(tmp_path / "weights" / "imagedream-local", "imagedream-local")
+    write_published(tmp_path / "weights" / "mvdream", "mvdream")
+    prior = load_prior("imagedream-local")
+    assert prior.with_config(control="none").config.control == "none"
+    with pytest.raises(UserError, match="trained with control 'local', not with pixel; use --control local$"):
+        prior.with_config(control="local+pixel")
+    with pytest.raises(UserError, match="trained with control 'none', not with local and pixel"):
+        load_prior("mvdream").with_config(control="local+pixel")
+
+
 def test_the_image_encoder_is_the_file_s(tmp_path):
     write_published(tmp_path / "weights" / "imagedream", "imagedream")
     prior = load_prior("imagedream")
