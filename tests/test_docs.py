@@ -6,6 +6,7 @@ import ast
 import contextlib
 import doctest
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -449,3 +450,19 @@ def test_example_04_fits_a_field(tmp_path):
     likeness = float(re.search(r"shown: ([\d.]+) dB", done.stdout)[1])
     assert likeness > 18, "a white picture has about 11 dB"
     assert (tmp_path / "robot.glb").read_bytes()[:4] == b"glTF" and (tmp_path / "unseen.png").is_file()
+
+
+def test_example_05_tells_nulls_apart(package, tmp_path):
+    done = example("05", "--view-weights", package, "--draws", 3, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert numbers.keys() == {"views", "pictures"} and numbers["views"]["t"] == [50, 100, 200, 300]
+    # A network that was never trained is biased, with cameras otherwise than without.
+    assert min(numbers["views"]["bias"] + numbers["pictures"]["bias"]) > 0.01
+    assert numbers["views"]["psnr"] != numbers["pictures"]["psnr"]
+    assert (
+        f"null of views    t = 300: mean of (predicted - added) noise {numbers['views']['bias'][3]:.4f}" in done.stdout
+    )
+    assert read_image(tmp_path / "nulls.png").shape == (3, 2 * 128 + 4, 6 * 128 + 5 * 4)
+    without = example("05", "--view-weights", tmp_path / "none", "--out", tmp_path)
+    assert without.returncode == 1 and without.stderr.startswith("This example needs the weights of two priors")
