@@ -16,12 +16,15 @@ from tyro.conf import Positional, arg
 
 from maquette.asset import Asset
 from maquette.commands.arguments import FLAT, parse
+from maquette.commands.cost import describe_cost
 from maquette.commands.outcome import LiveFolder, closing_box
 from maquette.errors import UserError
 from maquette.images import CameraEstimate, Prompt, Views, read_prompt, save_image
 from maquette.run import Run, file_sha256
 from maquette.run.files import atomic_path
+from maquette.run.memory import LIBRARIES, gib
 from maquette.run.progress import duration
+from maquette.run.run import resolve_device
 
 PRESETS = ("nano", "paper")
 QUALITIES = ("draft", "default", "high")
@@ -71,10 +74,14 @@ class Options:
     """Steps of each field fit; schedules are fractions of it."""
     overwrite: bool = False
     """Replace a run with other settings in that folder."""
+    estimate: bool = False
+    """Print the time and memory that these settings take, as far as measured, and stop; IMAGE may be left out."""
 
 
 def run_method(method: Method, arguments: list[str]) -> int:
     """Read the options, run the method in its folder, and write everything that a run folder holds."""
+    if "--estimate" in arguments:
+        return print_estimate(method, arguments)
     options, config = read_options(method, arguments)
     prompt = read_prompt(options.image, mask=options.mask, caption=options.caption, negative=options.negative)
     prompt = with_elevation(prompt, options.elevation)
@@ -89,6 +96,23 @@ def run_method(method: Method, arguments: list[str]) -> int:
             run.watch(live)
             finish(run, method.make(prompt, config, run), live)
     print(closing_box(run, method.name, arguments, time.monotonic() - began))
+    return 0
+
+
+def print_estimate(method: Method, arguments: list[str]) -> int:
+    """Say what the settings take; nothing is loaded, and no folder is made."""
+    try:
+        options, config = read_options(method, arguments)
+    except UserError as error:
+        if not str(error).startswith("IMAGE is missing"):
+            raise
+        options, config = read_options(method, [*arguments, "IMAGE"])
+    seconds, memory = method.estimate(config)
+    device = resolve_device(options.device)
+    if seconds and device.type == "cpu":
+        print(f"time: about {duration(seconds)} on two CPU cores\nmemory: about {gib(memory + LIBRARIES)}")
+    else:
+        print(describe_cost(config, device))
     return 0
 
 
