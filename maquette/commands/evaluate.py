@@ -16,8 +16,11 @@ from maquette.commands.arguments import choose, parse
 from maquette.commands.method import Method, method_options, starting_config, word_after
 from maquette.evaluation.compare import Comparison, build_comparison, describe, tally
 from maquette.evaluation.encoders import ImageEncoder
+from maquette.evaluation.gso import Placement
+from maquette.evaluation.gso_benchmark import GsoBenchmark, evaluate_gso
 from maquette.evaluation.inception import InceptionClassifier
 from maquette.evaluation.judge import SHIPPED, NanoJudge
+from maquette.evaluation.lpips import Lpips
 from maquette.evaluation.objects import ObjectBenchmark, evaluate_objects, evaluate_views
 from maquette.evaluation.prompts import PromptBenchmark, evaluate_prompts
 from maquette.evaluation.published import ClipEncoder, DinoEncoder
@@ -115,6 +118,37 @@ class PromptOptions:
 
 
 @dataclass(frozen=True)
+class GsoOptions:
+    folder: Annotated[Positional[Path], arg(metavar="FOLDER")]
+    """The scans: alarm.glb, backpack.obj ..., or folders of these names with one mesh in each; not glTF means +z up."""
+    method: Literal["imagedream"] = "imagedream"
+    """What is evaluated."""
+    results: Annotated[Path | None, arg(metavar="FOLDER")] = None
+    """Measure the meshes in this folder, named as the scans are, instead of running a method."""
+    renders: Annotated[Path | None, arg(metavar="FOLDER")] = None
+    """The published pictures, alarm/000.png ...; by default scans are rendered here, unlit."""
+    placement: Literal["auto", "as-is", "box"] = "auto"
+    """Compare results as they are in the frame of the renders, as published tables do, or give them the scan's bounding
+    box; auto: as they are for --results, the box for a method of this package, which has a frame of its own."""
+    out: Path = Path("gso.json")
+    """The figures; everything behind them is kept in a folder of the same name beside it."""
+    objects: tuple[str, ...] = ()
+    """Only these of the thirty."""
+    lpips: Annotated[tuple[Path, Path] | None, arg(metavar="VGG LPIPS")] = None
+    """Weights of VGG-16 (torchvision's file) and of the lpips package's heads (weights/v0.1/vgg.pth): adds LPIPS."""
+    seed: int = 0
+    """Of the intervals and of the method."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the method computes."""
+    preset: Literal["nano", "paper"] = "nano"
+    """The method's settings to start from."""
+    quality: Literal["draft", "default", "high"] = "default"
+    """How much time the method spends on an object."""
+    overwrite: bool = False
+    """Replace results of other settings in that place."""
+
+
+@dataclass(frozen=True)
 class CompareOptions:
     runs: Annotated[Positional[tuple[Path, Path]], arg(metavar="RUN RUN")]
     """Two run folders, or two folders of them with cases of equal names."""
@@ -139,6 +173,7 @@ def run(arguments: list[str]) -> int:
     choices = {
         "objects": (objects, "shape and looks against objects that are known from all sides"),
         "prompts": (prompts, "likeness and quality of what is made of pictures, without ground truth"),
+        "gso": (gso, "SyncDreamer's protocol on thirty scanned objects, for a method or for meshes that are there"),
         "compare": (compare, "a blinded page on which people choose between two results"),
         "votes": (votes, "what the votes of such a page say"),
     }
@@ -175,6 +210,26 @@ def prompts(arguments: list[str]) -> int:
     kinds = [kind for kind in ("prompt", "diffused", "rendered") if kind in report]
     print(_table({kind: {name: figure["mean"] for name, figure in report[kind].items()} for kind in kinds}))
     print(f"{options.out}: all figures, case by case")
+    return 0
+
+
+def gso(arguments: list[str]) -> int:
+    """SyncDreamer's protocol."""
+    options, method, config = _read(GsoOptions, arguments, "maquette evaluate gso")
+    placement: Placement = "box" if options.results is None else "as-is"
+    report = evaluate_gso(
+        options.folder,
+        GsoBenchmark(
+            objects=options.objects, placement=placement if options.placement == "auto" else options.placement,
+            seed=options.seed,
+        ),
+        reconstruct=None if options.results is not None else Answering(method, config, options.seed, options.device),
+        results=options.results, renders=options.renders,
+        lpips=None if options.lpips is None else Lpips.load(*options.lpips), out=options.out,
+        method={"name": method.name, "config": plain(config)}, overwrite=options.overwrite, say=_say,
+    )  # fmt: skip
+    print(_table({method.name if options.results is None else options.results.name: report["mean"]}))
+    print(f"{options.out}: {len(report['objects'])} objects, {len(report['failures'])} failures")
     return 0
 
 
