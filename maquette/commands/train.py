@@ -16,6 +16,8 @@ from maquette.run.progress import Progress
 from maquette.run.record import Log
 from maquette.run.run import resolve_device
 from maquette.training.nano import NanoRecipe, train_nano
+from maquette.training.nano_view import train_nano_view
+from maquette.training.novel_view import NovelViewTraining
 from maquette.training.packs import PackConfig, pack_objects
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -42,6 +44,24 @@ class NanoOptions:
 
 
 @dataclass(frozen=True)
+class ViewOptions:
+    packed: Path = Path("runs/packed")
+    """Folder of packed renders (`maquette render --pack`)."""
+    out: Path = Path("runs/nano-zero123")
+    """Folder for checkpoint, log and the finished package; the same command goes on from there."""
+    encoder: Path | None = None
+    """Nano package whose image encoder it reads pictures with; the shipped one if none is given."""
+    initial: Path | None = None
+    """Start from the weights of an earlier training's folder, or of a weights package."""
+    seconds: float | None = None
+    """Stop after so many seconds, keeping the state; the same command goes on."""
+    device: Device = "auto"
+    """Where to train."""
+    config: Annotated[NovelViewTraining, arg(name="")] = NovelViewTraining()
+    """The recipe."""
+
+
+@dataclass(frozen=True)
 class JudgeOptions:
     packed: Path = Path("runs/packed")
     """Folder of packed renders (`maquette render --pack`)."""
@@ -59,6 +79,7 @@ def run(arguments: list[str]) -> int:
     """Train what the first word names."""
     recipes = {
         "nano": (nano, "the nano prior: renders, encoders, multi-view diffusion, card"),
+        "zero123": (zero123, "the nano Zero-1-to-3: a picture of an object, seen from another camera"),
         "judge": (judge, "nano-judge, the encoder that measures results and takes no part in making them"),
     }
     return choose(recipes, arguments, "maquette train")
@@ -77,6 +98,19 @@ def nano(arguments: list[str]) -> int:
         card = train_nano(
             options.packed, options.out, options.config, device=device, initial=options.initial,
             val=options.val, seconds=options.seconds, log=account,
+        )  # fmt: skip
+    print(f"{card.path.parent}: weights and card of {card.name!r}; use them with --weights {card.path.parent}")
+    return 0
+
+
+def zero123(arguments: list[str]) -> int:
+    """Train the nano Zero-1-to-3 and write its package."""
+    options = parse(ViewOptions, arguments, "maquette train zero123", about="Train the nano Zero-1-to-3.")
+    device = resolve_device(options.device).type
+    with Account(options.out, {"novel view": options.config.steps}) as account:
+        card = train_nano_view(
+            options.packed, options.out, options.config, encoder=options.encoder, device=device,
+            initial=options.initial, seconds=options.seconds, log=account,
         )  # fmt: skip
     print(f"{card.path.parent}: weights and card of {card.name!r}; use them with --weights {card.path.parent}")
     return 0

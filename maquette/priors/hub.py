@@ -7,7 +7,7 @@ caller points, as their authors' file or as a converted package. Any other name 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -19,23 +19,21 @@ from maquette.errors import UserError
 from maquette.priors.cards import (
     CARD_FILE,
     Card,
-    load_parts,
     parse_config,
     read_card,
-    read_tensors,
     verify_file,
-    write_package,
 )
 from maquette.priors.checkpoints import Entry, KeyTable, stream
 from maquette.priors.clip_tokenizer import read_tokenizer
 from maquette.priors.identify import compare
 from maquette.priors.multiview import MultiViewPrior
+from maquette.priors.nano.package import NanoPrior, load_nano, save_nano
 from maquette.priors.published import MODELS, PublishedConfig, assemble, completed, load_networks, outline, parts
 from maquette.priors.registry import ALIASES, find_model
 from maquette.priors.tensor_files import TensorFile, open_tensors
 from maquette.priors.weights_folder import FoundWeights, find_published
+from maquette.priors.zero123 import Zero123Prior
 from maquette.run.fingerprints import file_sha256
-from maquette.run.settings import plain
 
 NANO = Path(str(files("maquette.priors.nano"))) / "weights"
 """Where the shipped weights are; one folder a prior."""
@@ -97,50 +95,37 @@ def load_prior(
     if ALIASES.get(name, name) in MODELS:
         return _load_published(find_published(find_model(name), weights), torch.device(device), dtype)
     card = find_card(name, weights)
-    if card.kind not in _KINDS:
-        raise UserError(f"{card.path} holds a prior of kind {card.kind!r}; this version knows {', '.join(_KINDS)}")
-    prior = _KINDS[card.kind](card)
+    if card.kind != "nano-multiview":
+        raise UserError(
+            f"{card.path} holds a prior of kind {card.kind!r}; a multi-view prior is of kind nano-multiview"
+        )
+    prior = load_nano(card)
+    assert isinstance(prior, MultiViewPrior)
     return prior.to(device, dtype)
 
 
 def save_prior(
     folder: Path,
-    prior: MultiViewPrior,
+    prior: NanoPrior,
     config: Any,
     card: Mapping[str, Any],
     *,
     dtype: torch.dtype | None = torch.float16,
 ) -> Card:
-    """Write a trained nano prior as a weights package that `load_prior` reads.
-
-    `config` is the NanoConfig it was built from; `card` has name, licence and whatever the recipe and the measurements
-    say.
-    """
-    from maquette.priors.nano.assembly import parts
-
-    state = {
-        f"{part}.{name}": tensor
-        for part, module in parts(prior).items()
-        for name, tensor in module.state_dict().items()
-    }
-    return write_package(folder, state, {**card, "kind": "nano-multiview", "config": plain(config)}, dtype=dtype)
+    """Write a trained nano prior as a weights package that `load_prior` reads; see `save_nano`."""
+    return save_nano(folder, prior, config, card, dtype=dtype)
 
 
-def _load_nano(card: Card) -> MultiViewPrior:
-    """Build the networks that a card describes and fill them."""
-    from maquette.priors.nano.assembly import NanoConfig, build_nano, parts
-
-    config = parse_config(NanoConfig, card.config, f"{card.path}: config")
-    tensors = read_tensors(card)
-    # The initial values are thrown away; drawing them must not disturb the caller's random numbers.
-    with torch.random.fork_rng(devices=[]):
-        prior = build_nano(config)
-    named = parts(prior)
-    load_parts(named, tensors, card.path.parent)
-    for module in named.values():
-        module.eval().requires_grad_(False)
-    facts = {key: value for key, value in card.values.items() if key not in ("config", "files")}
-    return replace(prior, weights={**facts, "sha256": card.sha256})
+def load_view_prior(
+    name: str = "nano-zero123", weights: Path | None = None, device: torch.device | str = "cpu"
+) -> Zero123Prior:
+    """The novel-view prior of that name: one picture, another camera. UserError as `load_prior` raises it."""
+    card = find_card(name, weights)
+    if card.kind != "nano-zero123":
+        raise UserError(f"{card.path} holds a prior of kind {card.kind!r}; a novel-view one is nano-zero123")
+    prior = load_nano(card)
+    assert isinstance(prior, Zero123Prior)
+    return prior.to(device)
 
 
 def _load_published(found: FoundWeights, device: torch.device, dtype: torch.dtype | None) -> MultiViewPrior:
@@ -213,6 +198,3 @@ def open_package(card: Card, name: str) -> tuple[PublishedConfig, TensorFile, Pa
     if len(files) != 1 or not isinstance(tokenizer, dict) or not {"file", "bytes", "sha256"} <= tokenizer.keys():
         raise UserError(f"{card.path} is not a card of a published model: it names one file and a tokenizer")
     return config, open_tensors(files[0]), verify_file(card, tokenizer)
-
-
-_KINDS: dict[str, Callable[[Card], MultiViewPrior]] = {"nano-multiview": _load_nano}

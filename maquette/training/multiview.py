@@ -10,17 +10,12 @@ A step depends on (seed, step) alone: a run resumed from a checkpoint continues 
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from einops import repeat
 from torch import Tensor, nn
 
 from maquette.cameras import Cameras, from_angles
@@ -31,7 +26,9 @@ from maquette.priors.multiview_cameras import mvdream_camera_condition
 from maquette.priors.nano.vocabulary import tokenize
 from maquette.training.batches import ThreeDBatch, draw_3d, draw_single
 from maquette.training.data import PackedObjects
+from maquette.training.denoising import X0Loss
 from maquette.training.encoders import Encoders
+from maquette.training.loop import chunk_rate
 from maquette.training.weights import Average, autocast, load_state, save_state
 
 CONTROLS = ("local", "global", "pixel")
@@ -107,12 +104,6 @@ class Trainer:
             self.rank = accelerator.process_index
             self.forward, self.optimiser = accelerator.prepare(self.model, self.optimiser)
 
-    def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then cosine to 1 % at the last step: a chunk is a whole schedule."""
-        c = self.config
-        decay = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / c.steps)))
-        return c.learning_rate * min(1.0, (step + 1) / c.warmup) * decay
-
     def train_step(self, data: PackedObjects) -> dict[str, float]:
         """One optimiser step; returns the loss and whether it was a 2D step."""
         c, rng = self.config, np.random.default_rng((self.config.seed, 2, self.step, self.rank))
@@ -120,7 +111,7 @@ class Trainer:
         # The kind of a step is the same on all processes, so that none waits for another.
         single = np.random.default_rng((self.config.seed, 3, self.step)).random() < c.probability_2d
         for group in self.optimiser.param_groups:
-            group["lr"] = self.learning_rate(self.step)
+            group["lr"] = chunk_rate(self.step, c.steps, c.learning_rate, c.warmup)
         loss = self._loss_2d(data, rng, generator) if single else self._loss_3d(data, rng, generator)
         self.optimiser.zero_grad(set_to_none=True)
         if self.accelerator is None:
@@ -218,13 +209,9 @@ class Trainer:
         return self.schedule.add_noise(latents, eps, t), t, eps
 
     def _x0_loss(self, x0_pred: Tensor, latents: Tensor, masks: Tensor, t: Tensor) -> Tensor:
-        """Squared error of x0 weighted by min(1 / sigma_t^2, cap) and by object against background."""
         c = self.config
-        weight = self.schedule.sigma(t, latents).square().reciprocal().clamp_max(c.weight_cap)
-        pixels = repeat(F.pixel_unshuffle(masks, c.unet.patch), "b v p h w -> b v (k p) h w", k=3)
-        pixels = c.background_weight + (c.object_weight - c.background_weight) * pixels
-        error = (x0_pred - latents.to(x0_pred.device)).square()
-        return (error * (weight * pixels).to(x0_pred.device)).mean()
+        loss = X0Loss(c.weight_cap, c.object_weight, c.background_weight)
+        return loss(x0_pred, latents, masks, t, self.schedule, c.unet.patch)
 
     def save(self, folder: Path) -> None:
         """Everything that a later `load` needs to continue to the same bytes, as safetensors."""
@@ -244,50 +231,3 @@ def camera_vectors(azimuth: Tensor, elevation: Tensor) -> Tensor:
     ones = torch.ones_like(azimuth)
     cameras: Cameras = from_angles(azimuth, elevation, 2.0 * ones, 40.0 * ones, height=1, width=1)
     return mvdream_camera_condition(cameras)
-
-
-def train_multiview(
-    data: PackedObjects,
-    folder: Path,
-    trainer: Trainer,
-    log: Callable[[dict[str, Any]], None],
-    save_every: float = 120.0,
-    seconds: float | None = None,
-    validate: Callable[[Trainer, dict[str, Tensor]], dict[str, float]] | None = None,
-    validate_every: int = 500,
-) -> Trainer:
-    """Run to the last step (or until `seconds` are over), saving every `save_every` seconds; resumes from `folder`.
-
-    `validate` measures the averaged weights every `validate_every` steps and at the end; the log gets its figures.
-    """
-    trainer.load(folder)
-    started = saved = time.monotonic()
-    first, losses = trainer.step, []
-    while trainer.step < trainer.config.steps:
-        metrics = trainer.train_step(data)
-        if not metrics["single"]:
-            losses.append(metrics["loss"])
-        now = time.monotonic()
-        if trainer.step % 50 == 0 or trainer.step == trainer.config.steps:
-            done = trainer.step - first
-            log(
-                {
-                    "stage": "prior",
-                    "step": trainer.step,
-                    "loss": float(np.mean(losses[-100:] or [math.nan])),
-                    "grad_norm": metrics["grad_norm"],
-                    "samples_per_second": done * trainer.config.batch / (now - started),
-                    "seconds": now - started,
-                }
-            )
-        if validate and (trainer.step % validate_every == 0 or trainer.step == trainer.config.steps):
-            samples = trainer.step * trainer.config.batch
-            log({"stage": "validation", "step": trainer.step, "samples": samples}
-                | validate(trainer, trainer.average.state))  # fmt: skip
-        if now - saved > save_every:
-            trainer.save(folder)
-            saved = now
-        if seconds is not None and now - started > seconds:
-            break
-    trainer.save(folder)
-    return trainer

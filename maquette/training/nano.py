@@ -30,7 +30,8 @@ from maquette.priors.nano.assembly import NanoConfig, build_nano
 from maquette.run.settings import plain
 from maquette.training.data import PackedObjects
 from maquette.training.encoders import Encoders, EncoderTraining, train_encoders
-from maquette.training.multiview import MultiViewTraining, Trainer, train_multiview
+from maquette.training.loop import run_training
+from maquette.training.multiview import MultiViewTraining, Trainer
 from maquette.training.validation import Validation
 from maquette.training.weights import save_weights
 
@@ -99,7 +100,7 @@ def train_nano(
     encoders = _encoders(data, out, recipe.encoders, device, initial, log)
     trainer = Trainer(recipe.prior, encoders, device, None if initial is None else _network_of(initial), accelerator)
     validate = None if val is None else Validation.of(PackedObjects.open(val), trainer).measure
-    train_multiview(data, out, trainer, log, seconds=seconds, validate=validate)
+    run_training(data, out, trainer, log, seconds=seconds, validate=validate)
     save_weights(out / "average.safetensors", trainer.average.state, {"step": str(trainer.step)})
     measured = {
         "seconds": round(time.monotonic() - started),

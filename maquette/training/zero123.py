@@ -28,31 +28,29 @@ def dropped(uniform: Float[Tensor, " b"], probability: float = 0.05) -> tuple[Bo
 class TrainingBatch:
     """What one step learns from, and its random numbers."""
 
-    target: Float[Tensor, "b 3 H W"]
-    """The view to learn, in [0, 1]."""
-    picture: Float[Tensor, "b 3 H W"]
-    """The view to learn it from, in [0, 1]."""
+    latents: Float[Tensor, "b c h w"]
+    """Scaled latents of the view to learn, a sample of the posterior."""
+    picture: Float[Tensor, "b c h w"]
+    """*Unscaled* latents of the view to learn it from, the posterior's mean."""
     embedding: Float[Tensor, "b g"]
-    """CLIP embedding of the picture."""
+    """CLIP embedding of that picture."""
     pose: Float[Tensor, "b 4"]
-    """Pose of the target relative to the picture (`maquette.priors.zero123_pose`)."""
+    """Pose of the view relative to the picture (`maquette.priors.zero123_pose`)."""
     t: Int[Tensor, " b"]
     eps: Float[Tensor, "b c h w"]
     """Diffusion noise."""
-    posterior_noise: Float[Tensor, "b c h w"]
-    """Picks the sample of the target's posterior; the picture's latents are its posterior's mean."""
     uniform: Float[Tensor, " b"]
     """Decides what is dropped."""
 
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """Everything between the batch and the loss."""
+    """What the network was shown, and how far off it was."""
 
-    latents: Float[Tensor, "b c h w"]
     latents_t: Float[Tensor, "b c h w"]
     context: Float[Tensor, "b 1 d"]
-    picture_latents: Float[Tensor, "b c h w"]
+    picture: Float[Tensor, "b c h w"]
+    """The picture's latents, zero where they were dropped."""
     loss: Float[Tensor, ""]
 
 
@@ -60,16 +58,13 @@ def training_step(prior: Zero123Prior, batch: TrainingBatch, probability: float 
     """The mean squared error of the prediction, with conditions dropped.
 
     A dropped embedding is zero *before* the projection, and the pose stays: this null is not the one that the released
-    samplers use. Differentiable in network and projection; the codec is frozen.
+    samplers use. Differentiable in network and projection.
     """
-    no_embedding, no_latents = dropped(batch.uniform, probability)
-    with torch.no_grad():
-        latents = prior.codec.encode(batch.target[:, None], batch.posterior_noise[:, None])
-        picture = prior.codec.encode(batch.picture[:, None]) / prior.codec.scale
-    picture = torch.where(no_latents[:, None, None, None, None], 0.0, picture)
+    no_embedding, no_picture = dropped(batch.uniform, probability)
+    picture = torch.where(no_picture[:, None, None, None], 0.0, batch.picture)
     context = prior.context(torch.where(no_embedding[:, None], 0.0, batch.embedding), batch.pose)
-    eps = batch.eps[:, None]
-    latents_t = prior.noise_schedule.add_noise(latents, eps, batch.t)
-    output = prior.denoise(latents_t, batch.t, context, picture)
-    loss = denoising_loss(pred=output, target=prior.noise_schedule.target(latents, eps, batch.t))
-    return TrainingStep(latents[:, 0], latents_t[:, 0], context, picture[:, 0], loss)
+    schedule = prior.noise_schedule
+    latents_t = schedule.add_noise(batch.latents, batch.eps, batch.t)
+    output = prior.denoise(latents_t[:, None], batch.t, context, picture[:, None])[:, 0]
+    loss = denoising_loss(pred=output, target=schedule.target(batch.latents, batch.eps, batch.t))
+    return TrainingStep(latents_t, context, picture, loss)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,49 +10,22 @@ import pytest
 import torch
 
 from maquette.cameras import orbit
-from maquette.errors import UserError
+from maquette.errors import RunFailed, UserError
 from maquette.images import ImagePrompt, Prompt
 from maquette.priors.hub import load_prior
 from maquette.training.batches import draw_3d, draw_single
 from maquette.training.data import PackedObjects, composite, recolour, to_tensor, view_words
 from maquette.training.encoders import Encoders, EncoderTraining, contrast
-from maquette.training.multiview import MultiViewTraining, Trainer, camera_vectors, train_multiview
+from maquette.training.loop import chunk_rate, run_training
+from maquette.training.multiview import MultiViewTraining, Trainer, camera_vectors
 from maquette.training.nano import NanoRecipe, nano_network, train_nano
 from maquette.training.validation import Validation
+from tests.support.packed_bars import bar_centres, pack_bars
 
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six objects: a bar of its own colour whose place in the picture says the azimuth it is seen from."""
-    folder = tmp_path_factory.mktemp("packed")
-    rng = np.random.default_rng(0)
-    colours = rng.integers(40, 255, size=(6, 3))
-
-    def picture(colour: np.ndarray, azimuth: float) -> np.ndarray:
-        rgba = np.zeros((64, 64, 4), np.uint8)
-        rgba[..., :3] = colour
-        column = int(round(32 + 20 * np.sin(np.radians(azimuth))))
-        rgba[16:48, column - 4 : column + 4, 3] = 255
-        return rgba
-
-    def poses(azimuths: np.ndarray, elevation: float) -> np.ndarray:
-        rows = np.zeros((6, 8, 8), np.float32)
-        rows[..., 0], rows[..., 1], rows[..., 2], rows[..., 3] = azimuths, elevation, 2.2, 40.0
-        return rows
-
-    steps = 45.0 * np.arange(8)
-    front = np.array([-80.0, -40.0, 0.0, 40.0, 80.0, 150.0, 200.0, 250.0])
-    for name, azimuths in (("canonical", steps), ("prompt", front), ("free", front + 10), ("ring", steps + 20)):
-        array = np.stack([[picture(colour, azimuth) for azimuth in azimuths] for colour in colours])
-        np.save(folder / f"{name}.npy", array)
-        if name != "canonical":
-            np.save(folder / f"{name}_poses.npy", poses(azimuths, 10.0))
-    lines = [
-        {"id": f"o{i}", "caption": "a red box", "family": f"f{i}", "has_canonical_front": True, "licence": "CC0-1.0"}
-        for i in range(6)
-    ]
-    (folder / "meta.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder
+    return pack_bars(tmp_path_factory.mktemp("packed"))
 
 
 def tiny() -> MultiViewTraining:
@@ -84,10 +56,6 @@ def test_prompt_and_targets_share_the_background(packed: Path) -> None:
     corners = batch.targets[:, :, :, 0, 0]
     assert torch.equal(corners, batch.prompts[:, None, :, 0, 0].expand_as(corners))
     assert len({tuple(c.tolist()) for c in corners[:, 0]}) > 1
-
-
-def bar_centres(masks: torch.Tensor) -> torch.Tensor:
-    return (masks * (torch.arange(64) + 0.5)).sum((-1, -2)) / masks.sum((-1, -2))
 
 
 @pytest.mark.parametrize("has_front", [True, False])
@@ -159,12 +127,12 @@ def test_camera_vectors_are_those_of_the_prior() -> None:
 
 def test_a_resumed_run_is_the_same_run(packed: Path, tmp_path: Path) -> None:
     data, log = PackedObjects.open(packed), lambda entry: None
-    whole = train_multiview(data, tmp_path / "whole", Trainer(tiny(), encoders()), log)
+    whole = run_training(data, tmp_path / "whole", Trainer(tiny(), encoders()), log)
     first = Trainer(tiny(), encoders())
     for _ in range(3):
         first.train_step(data)
     first.save(tmp_path / "parts")
-    second = train_multiview(data, tmp_path / "parts", Trainer(tiny(), encoders()), log)
+    second = run_training(data, tmp_path / "parts", Trainer(tiny(), encoders()), log)
     assert second.step == whole.step == 6
     for name, value in whole.average.state.items():
         assert torch.equal(value, second.average.state[name]), name
@@ -211,7 +179,7 @@ def test_validation_is_repeatable_and_leaves_the_training_alone(packed: Path) ->
     assert check.measure(trainer, worse) != first
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
     entries: list[dict[str, object]] = []
-    train_multiview(data, packed / "run", trainer, entries.append, validate=check.measure, validate_every=3)
+    run_training(data, packed / "run", trainer, entries.append, validate=check.measure, validate_every=3)
     assert [entry["step"] for entry in entries if entry["stage"] == "validation"] == [3, 6]
 
 
@@ -220,6 +188,27 @@ def test_validation_needs_objects_with_a_front(packed: Path) -> None:
     data = replace(data, meta=[{**meta, "has_canonical_front": False} for meta in data.meta])
     with pytest.raises(ValueError, match="canonical front"):
         Validation.of(data, Trainer(tiny(), encoders()))
+
+
+def test_a_chunk_is_a_whole_schedule() -> None:
+    rates = [chunk_rate(step, 1000, 2e-3, 100) for step in range(1001)]
+    assert rates[0] == pytest.approx(2e-5, rel=0.01) and max(rates) == pytest.approx(2e-3, rel=0.05)
+    assert rates[1000] == pytest.approx(2e-5) and all(a >= b for a, b in zip(rates[100:], rates[101:], strict=False))
+
+
+def test_a_loss_that_is_no_number_stops_and_names_the_checkpoint(packed: Path, tmp_path: Path) -> None:
+    data, trainer = PackedObjects.open(packed), Trainer(tiny(), encoders())
+    trainer.train_step(data)
+    trainer.save(tmp_path)
+    good = {name: value.clone() for name, value in trainer.average.state.items()}
+    with torch.no_grad():
+        trainer.model.stem.weight.fill_(float("nan"))
+    trainer.load = lambda folder: True  # type: ignore[method-assign]  # go on with the broken weights
+    with pytest.raises(RunFailed, match=f"loss of step 2 is no number.*{tmp_path}"):
+        run_training(data, tmp_path, trainer, lambda entry: None)
+    again = Trainer(tiny(), encoders())
+    assert again.load(tmp_path) and again.step == 1
+    assert all(torch.equal(value, good[name]) for name, value in again.average.state.items())
 
 
 def test_a_missing_pack_is_told_in_a_sentence(tmp_path: Path) -> None:

@@ -28,16 +28,15 @@ def test_a_step_reaches_network_and_projection(generator):
         return torch.randn(*shape, generator=generator)
 
     batch = TrainingBatch(
-        target=torch.rand(3, 3, 16, 16, generator=generator), picture=torch.rand(3, 3, 16, 16, generator=generator),
-        embedding=normal(3, 12), pose=normal(3, 4), t=torch.tensor([10, 500, 990]), eps=normal(3, 4, 8, 8),
-        posterior_noise=normal(3, 4, 8, 8), uniform=torch.tensor([0.01, 0.12, 0.5]),
+        latents=normal(3, 4, 8, 8), picture=normal(3, 4, 8, 8), embedding=normal(3, 12), pose=normal(3, 4),
+        t=torch.tensor([10, 500, 990]), eps=normal(3, 4, 8, 8), uniform=torch.tensor([0.01, 0.12, 0.5]),
     )  # fmt: skip
     step = training_step(prior, batch)
     step.loss.backward()
     assert float(step.loss.detach()) > 0
     assert prior.projection.weight.grad.abs().sum() > 0
     assert next(prior.network.parameters()).grad.abs().sum() > 0
-    assert step.picture_latents[0].any() and not step.picture_latents[1].any()
+    assert torch.equal(step.picture[0], batch.picture[0]) and not step.picture[1].any()
     # The embedding is dropped before the projection: the pose still counts.
     no_embedding = prior.context(torch.zeros(1, 12), batch.pose[:1])
     torch.testing.assert_close(step.context[:1], no_embedding)

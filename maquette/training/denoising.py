@@ -1,0 +1,39 @@
+"""The loss of the nano priors' training: x0, weighted so that neither noise level nor background takes over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from einops import repeat
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from maquette.diffusion.schedule import NoiseSchedule
+
+
+@dataclass(frozen=True)
+class X0Loss:
+    """Squared error of x0 weighted by min(1 / sigma_t^2, cap) and by object against background."""
+
+    weight_cap: float = 4.0
+    """Cap of the weight 1 / sigma_t^2, which alone would spend all effort on clean pictures."""
+    object_weight: float = 1.65
+    """Weight of the object's pixels; most pixels of a render are background."""
+    background_weight: float = 0.35
+
+    def __call__(
+        self,
+        x0_pred: Float[Tensor, "b v c h w"],
+        latents: Float[Tensor, "b v c h w"],
+        masks: Float[Tensor, "b v 1 H W"],
+        t: Int[Tensor, " b"],
+        schedule: NoiseSchedule,
+        patch: int,
+    ) -> Float[Tensor, ""]:
+        """The mean over space-to-depth latents of `patch` pixels a side."""
+        weight = schedule.sigma(t, latents).square().reciprocal().clamp_max(self.weight_cap)
+        pixels = repeat(F.pixel_unshuffle(masks, patch), "b v p h w -> b v (k p) h w", k=latents.shape[2] // patch**2)
+        pixels = self.background_weight + (self.object_weight - self.background_weight) * pixels
+        error = (x0_pred - latents.to(x0_pred.device)).square()
+        return (error * (weight * pixels).to(x0_pred.device)).mean()
