@@ -8,6 +8,7 @@ of 180, side between. `training` writes its captions with the same words.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from maquette.cameras import Cameras
 from maquette.errors import UserError
@@ -66,6 +67,17 @@ def without_subject(caption: str) -> str:
     'a photo of a dog'
     """
     return " ".join(re.sub(r"\[v\d?\]", " ", caption).split())
+
+
+def spell(text: str, identifiers: Sequence[tuple[str, str]]) -> str:
+    """The text with each placeholder replaced by the word that a network reads in its place.
+
+    >>> spell("a photo of a [V] dog", (("[v]", "sks"),))
+    'a photo of a sks dog'
+    """
+    for placeholder, word in identifiers:
+        text = re.sub(re.escape(placeholder), lambda _, word=word: word, text, flags=re.IGNORECASE)
+    return text
 
 
 def require_subject(caption: str) -> None:

@@ -31,6 +31,7 @@ from maquette.priors.adapters import Adapter, attach
 from maquette.priors.base import Codec, Condition, Prediction, UnconditionalKind, stack_conditions
 from maquette.priors.multiview_cameras import append_prompt_camera, mvdream_camera_condition
 from maquette.run.fingerprints import fingerprint
+from maquette.wording import spell
 
 Tokenizer = Callable[[Sequence[str]], Tensor]
 """Texts -> token indices [B, L]."""
@@ -90,6 +91,8 @@ class MultiViewConfig:
     """Whether single views without a camera see the picture; False where they were trained with words alone."""
     batch_conditions: bool = True
     """Evaluate conditional and unconditional halves in one batch; False halves the peak memory."""
+    identifiers: tuple[tuple[str, str], ...] = ()
+    """(placeholder, word) where the tokenizer has no placeholders such as [v], but a rare word to spare."""
 
     def __post_init__(self) -> None:
         parse_control(self.control)
@@ -270,7 +273,7 @@ class MultiViewPrior:
 
     def encode_text(self, text: str) -> Float[Tensor, "1 l d"]:
         """Context tokens of a text, as in a condition; differentiable in the text encoder's weights."""
-        return self.text_encoder(self.tokenizer([text]).to(self.device))
+        return self.text_encoder(self.tokenizer([spell(text, self.config.identifiers)]).to(self.device))
 
     def _with_image(
         self, condition: Condition, image: Float[Tensor, "1 3 h w"], latent_noise: Tensor | None

@@ -25,6 +25,7 @@ from maquette.priors.base import Codec, Condition, Prediction, UnconditionalKind
 from maquette.priors.codecs import KLCodec
 from maquette.priors.multiview import Tokenizer
 from maquette.run.fingerprints import fingerprint
+from maquette.wording import spell
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class StableDiffusionConfig:
     """Shown in messages."""
     batch_conditions: bool = True
     """Evaluate conditional and unconditional halves in one batch; False halves the peak memory."""
+    identifiers: tuple[tuple[str, str], ...] = (("[v]", "sks"), ("[v2]", "itu@t"))
+    """Rare words of the tokenizer that stand for a personal subject; the second is that of USD's notebook."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +152,7 @@ class StableDiffusionPrior:
 
     def encode_text(self, text: str) -> Float[Tensor, "1 l d"]:
         """Context tokens of a text, as in a condition; differentiable in the text encoder's weights."""
-        return self.text_encoder(self.tokenizer([text]).to(self.device))
+        return self.text_encoder(self.tokenizer([spell(text, self.config.identifiers)]).to(self.device))
 
     # Predictions
 

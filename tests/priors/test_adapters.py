@@ -12,10 +12,11 @@ from maquette.errors import UserError
 from maquette.priors.adapters import FILE, Adapter, Full, Lora, new_adapter, parameters_of
 from maquette.priors.base import AdaptablePrior, stack_conditions
 from maquette.run.fingerprints import file_sha256
-from tests.priors.tiny import four_cameras, noisy, prompt, randomised, tiny_prior, tiny_published
+from tests.priors.tiny import noisy, prompt, randomised, tiny_prior, tiny_published, tiny_stable_diffusion
 
 WHITE = torch.ones(3)
 LORA = Lora(rank=2)
+PRIORS = {"nano": tiny_prior, "published": tiny_published, "Stable Diffusion": tiny_stable_diffusion}
 CONFIGS = [LORA, Lora(rank=3, scale=0.5, text_encoder=True, text_targets=("qkv", "out")), Full(), Full(True)]
 
 
@@ -33,8 +34,29 @@ def learned(prior, config, seed=0):
 
 
 def predicted(prior, caption="a red barrel"):
-    condition = prior.condition(replace(prompt(), caption=caption), WHITE)
-    return prior.predict(noisy(prior), torch.tensor([300, 700]), condition, four_cameras()).x0
+    condition = prior.condition(replace(prompt(), image=None, caption=caption), WHITE)
+    return prior.predict(noisy(prior, views=1), torch.tensor([300, 700]), condition).x0
+
+
+@pytest.mark.parametrize("make", PRIORS.values(), ids=PRIORS)
+@pytest.mark.parametrize("config", [LORA, Full()])
+def test_every_prior_can_learn(make, config):
+    prior = make()
+    assert isinstance(prior, AdaptablePrior)
+    adapter, moved = start(prior, config), learned(prior, config)
+    assert torch.equal(predicted(prior.adapted(adapter)), predicted(prior))
+    difference = predicted(prior.adapted(moved)) - predicted(prior)
+    assert difference.abs().max() > 1e-3
+    assert prior.adapted(moved).fingerprint() != prior.fingerprint() == make().fingerprint()
+
+
+@pytest.mark.parametrize("make", PRIORS.values(), ids=PRIORS)
+def test_a_rare_word_stands_for_the_subject(make):
+    prior = make().with_config(identifiers=(("[v]", "blue"),))
+    assert torch.equal(prior.encode_text("a [V] barrel"), prior.encode_text("a blue barrel"))
+    assert prior.fingerprint() != make().fingerprint()
+    plain = make().with_config(identifiers=())
+    assert not torch.equal(plain.encode_text("a [v] barrel"), plain.encode_text("a blue barrel"))
 
 
 @pytest.mark.parametrize("config", CONFIGS)

@@ -18,7 +18,7 @@ from maquette.stages.look import SamplingConfig
 from maquette.stages.personalize import PersonalizeConfig, denoising_error, draw_indices, personalize, words
 from maquette.stages.specialize import SpecializeConfig, first_pictures, second_pictures
 from maquette.subjects import CaptionedImages
-from tests.priors.tiny import noisy, tiny_prior, tiny_published
+from tests.priors.tiny import noisy, tiny_prior, tiny_published, tiny_stable_diffusion
 
 SHORT = PersonalizeConfig(adapter=Lora(rank=2), steps=6, keep=(2,), learning_rate=1e-2, checkpoint_seconds=1e9)
 
@@ -48,7 +48,7 @@ def same(one: Adapter, other: Adapter) -> bool:
 
 
 @pytest.mark.parametrize("config", [SHORT, replace(SHORT, adapter=Full(), learning_rate=1e-3)])
-@pytest.mark.parametrize("make", [tiny_prior, tiny_published])
+@pytest.mark.parametrize("make", [tiny_prior, tiny_published, tiny_stable_diffusion])
 def test_it_learns_the_subject_and_leaves_the_base_alone(make, config, stage):
     prior = make()
     before, error = {k: v.clone() for k, v in prior.network.state_dict().items()}, denoising_error(prior, SUBJECT)
@@ -120,7 +120,7 @@ class Steps(module._Batches):
         super().__init__(prior, subject, others, config, run, None)
 
 
-@pytest.mark.parametrize("make", [tiny_prior, lambda: tiny_prior("eps"), lambda: tiny_prior("v"), tiny_published])
+@pytest.mark.parametrize("make", [tiny_prior, lambda: tiny_prior("v"), tiny_published, tiny_stable_diffusion])
 @pytest.mark.parametrize("weighting", ["uniform", "min-snr"])
 def test_the_loss_is_dreambooths(make, weighting, stage):
     """|pred - target|^2 of the subject and lambda times that of the class, one picture at a time."""

@@ -18,7 +18,7 @@ from maquette.stages.translate import TranslateConfig, Translated, translate_ima
 from maquette.subjects import CaptionedImages
 from maquette.wording import VIEWS, view_captions
 from tests.guidance.oracle import oracle
-from tests.priors.tiny import tiny_prior, tiny_published
+from tests.priors.tiny import tiny_prior, tiny_published, tiny_stable_diffusion
 
 FEW = SamplingConfig(steps=4, guidance_scale=2.0, spacing="exact")
 PLAIN = TranslateConfig(sampling=FEW, min_mask_iou=0.0)
@@ -42,7 +42,7 @@ def disc(views=3, size=32) -> Views:
 CAPTIONS = ("a [v] ball, front view", "a [v] ball, side view", "a [v] ball, back view")
 
 
-@pytest.mark.parametrize("make", [tiny_prior, tiny_published])
+@pytest.mark.parametrize("make", [tiny_prior, tiny_published, tiny_stable_diffusion])
 def test_strength_says_how_much_is_kept(make, stage):
     prior, views = make(), disc()
     sources = views.composite(torch.ones(3))
