@@ -248,6 +248,7 @@ _UNET_ARGUMENTS = (
 _UNET_FIXED = {
     "use_spatial_transformer": True, "dims": 2, "dropout": 0, "conv_resample": True, "use_scale_shift_norm": False,
     "resblock_updown": False, "num_classes": None, "n_embed": None, "disable_middle_self_attn": False,
+    "num_heads_upsample": -1, "use_new_attention_order": False,
 }  # fmt: skip
 _AUTOENCODER_ARGUMENTS = (
     "z_channels", "resolution", "in_channels", "out_ch", "ch", "ch_mult", "num_res_blocks", "attn_resolutions",

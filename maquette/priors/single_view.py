@@ -21,9 +21,11 @@ from maquette.diffusion.schedule import NoiseSchedule, Parametrisation
 from maquette.diffusion.unet import MultiViewUNet, UNetConfig
 from maquette.errors import UserError
 from maquette.priors import layout_diffusers, layout_ldm
+from maquette.priors.checkpoints import KeyTable
 from maquette.priors.clip_encoders import ClipTextEncoder, PooledImageEncoder
 from maquette.priors.clip_tokenizer import Padding, find_merges, read_tokenizer
 from maquette.priors.codecs import SD_LATENT_SCALE, KLCodec
+from maquette.priors.published import Part
 from maquette.priors.single_view_files import (
     AUTOENCODER,
     IMAGE_TOWER,
@@ -43,6 +45,7 @@ from maquette.priors.single_view_files import (
 from maquette.priors.stable_diffusion import StableDiffusionConfig, StableDiffusionPrior
 from maquette.priors.tensor_files import TensorFile
 from maquette.priors.zero123 import Zero123Config, Zero123Prior
+from maquette.priors.zero123_pose import POSE_LENGTH
 
 SD1_UNET = UNetConfig(head_width=None, num_heads=8, linear_projection=False, context_dim=768, camera_dim=None)
 """Stable Diffusion 1; Zero-1-to-3 has twice the input channels."""
@@ -59,6 +62,25 @@ class LdmConfig:
     text: TextConfig | None = None
     """The text tower, if there is one: with a projection in OpenCLIP's layout (2.x), else Hugging Face's (1.x)."""
     image_size: int = 256
+
+
+def ldm_parts(ldm: LdmConfig) -> dict[str, Part]:
+    """The networks of an ldm checkpoint, small ones first, so that a wrong file is refused early."""
+    found: dict[str, Part] = {}
+    vision, text, context = ldm.vision, ldm.text, ldm.network.context_dim
+    if vision is not None:
+        table = layout_ldm.openai_image_tower(vision)
+        inputs = vision.embed_dim + POSE_LENGTH
+        found["projection"] = Part(PROJECTION, layout_ldm.camera_projection(), lambda: nn.Linear(inputs, context))
+        found["vision"] = Part(IMAGE_TOWER, table, lambda: VisionTower(vision))
+    if text is not None and text.embed_dim is None:
+        found["text"] = Part(TEXT_SD1, layout_ldm.clip_text_huggingface(text), lambda: TextTower(text))
+    elif text is not None:
+        found["clip"] = Part(TEXT_SD2, layout_ldm.openclip(None, text), lambda: CLIP(None, text))
+    autoencoder = layout_ldm.autoencoder(ldm.autoencoder)
+    found["autoencoder"] = Part(AUTOENCODER, autoencoder, lambda: Autoencoder(ldm.autoencoder))
+    found["network"] = Part(UNET, layout_ldm.unet(ldm.network), lambda: MultiViewUNet(ldm.network))
+    return found
 
 
 ZERO123 = LdmConfig()
@@ -87,12 +109,11 @@ def load_zero123(
     place: Facts = {"device": device, "dtype": dtype}
     schedule, scale, size = NoiseSchedule.scaled_linear(), SD_LATENT_SCALE, ldm.image_size
     if isinstance(source, TensorFile):
-        if ldm.vision is None:
+        networks, found = _ldm_networks(source, ldm, place)
+        if not {"projection", "vision"} <= networks.keys():
             raise ValueError("Zero-1-to-3 reads its picture with an image tower; give ldm.vision")
-        projection = _projection(source, layout_ldm.camera_projection(), PROJECTION, place)
-        vision = outline(VisionTower, ldm.vision)
-        filled(vision, source, layout_ldm.openai_image_tower(ldm.vision), IMAGE_TOWER, **place)
-        network, codec_net, found = _ldm_networks(source, ldm, place)
+        network, codec_net = networks["network"], networks["autoencoder"]
+        vision, projection = networks["vision"], networks["projection"]
     else:
         component = next((name for name in layout_diffusers.CAMERA_PROJECTIONS if source.has(name)), None)
         if component is None:
@@ -102,7 +123,7 @@ def load_zero123(
             )
         file = source.file(component)
         table = layout_diffusers.camera_projection(layout_diffusers.CAMERA_PROJECTIONS[component])
-        projection = _projection(file, table, "", place)
+        projection = _projection(file, table, place)
         vision, vision_file = _image_encoder(source, place)
         network, codec_net, found, scale, size = _diffusers_networks(source, place)
         found["files"] |= {"image_encoder": vision_file, "projection": file.path}
@@ -142,10 +163,13 @@ def load_stable_diffusion(
     padding: Padding
     if isinstance(source, TensorFile):
         ldm = ldm or _which(source)
-        if ldm.text is None:
+        networks, found = _ldm_networks(source, ldm, place)
+        if not networks.keys() & {"text", "clip"}:
             raise ValueError("Stable Diffusion reads words with a text tower; give ldm.text")
-        network, codec_net, found = _ldm_networks(source, ldm, place)
-        text, skip_last, padding = _ldm_text(source, ldm.text, place)
+        network, codec_net = networks["network"], networks["autoencoder"]
+        text = networks["text"] if "text" in networks else networks["clip"].text
+        # OpenCLIP's tower has one block that Stable Diffusion 2 does not look at.
+        skip_last, padding = (0, "end") if "text" in networks else (1, "zero")
         size = ldm.image_size
     else:
         text_settings = source.config("text_encoder")
@@ -223,28 +247,20 @@ def _which(file: TensorFile) -> LdmConfig:
     raise UserError(f"{file.path} has no text encoder of Stable Diffusion 1 or 2; it looks like {looks_like(file)}")
 
 
-def _ldm_networks(file: TensorFile, ldm: LdmConfig, place: Facts) -> tuple[MultiViewUNet, Autoencoder, Facts]:
-    """U-Net, autoencoder and what was read."""
-    table = layout_ldm.unet(ldm.network)
-    source, is_ema = averaged(file, table)
-    network = filled(outline(MultiViewUNet, ldm.network), source, table, UNET, **place)
-    codec_net = filled(
-        outline(Autoencoder, ldm.autoencoder), file, layout_ldm.autoencoder(ldm.autoencoder), AUTOENCODER,
-        device=place["device"], dtype=torch.float32,
-    )  # fmt: skip
-    assert isinstance(network, MultiViewUNet) and isinstance(codec_net, Autoencoder)
-    return network, codec_net, {"layout": "ldm", "averaged": is_ema, "files": {"all": file.path}}
+def _ldm_networks(file: TensorFile, ldm: LdmConfig, place: Facts) -> tuple[dict[str, Any], Facts]:
+    """The networks by the names of `ldm_parts`, and what was read."""
+    parts = ldm_parts(ldm)
+    source, is_average = averaged(file, parts["network"].table)
+    networks = {
+        name: filled(outline(part.make), source, part.table, part.prefix, **_kept_exact(name, place))
+        for name, part in parts.items()
+    }
+    return networks, {"layout": "ldm", "averaged": is_average, "files": {"all": file.path}}
 
 
-def _ldm_text(file: TensorFile, config: TextConfig, place: Facts) -> tuple[TextTower, int, Padding]:
-    """Text tower, blocks to skip at its end, and its padding."""
-    if config.embed_dim is None:
-        text = outline(TextTower, config)
-        filled(text, file, layout_ldm.clip_text_huggingface(config), TEXT_SD1, **place)
-        return text, 0, "end"
-    clip = outline(CLIP, None, config)
-    filled(clip, file, layout_ldm.openclip(None, config), TEXT_SD2, **place)
-    return clip.text, 1, "zero"
+def _kept_exact(name: str, place: Facts) -> Facts:
+    """Where and how precisely a network is kept; the autoencoder overflows in half precision."""
+    return {**place, "dtype": torch.float32} if name == "autoencoder" else place
 
 
 def _diffusers_networks(folder: DiffusersFolder, place: Facts) -> tuple[MultiViewUNet, Autoencoder, Facts, float, int]:
@@ -258,7 +274,7 @@ def _diffusers_networks(folder: DiffusersFolder, place: Facts) -> tuple[MultiVie
     old_names = any(name.endswith(".query.weight") for name in vae_file.tensors)
     codec_net = filled(
         outline(Autoencoder, vae_config), vae_file, layout_diffusers.autoencoder(vae_config, old_names=old_names),
-        device=place["device"], dtype=torch.float32,
+        **_kept_exact("autoencoder", place),
     )  # fmt: skip
     assert isinstance(network, MultiViewUNet) and isinstance(codec_net, Autoencoder)
     found = {
@@ -277,14 +293,11 @@ def _image_encoder(folder: DiffusersFolder, place: Facts) -> tuple[VisionTower, 
     return tower, file.path
 
 
-def _projection(file: TensorFile, table: Any, prefix: str, place: Facts) -> nn.Linear:
-    weight = file.tensors.get(prefix + next(name for name in table.published() if name.endswith("weight")))
+def _projection(file: TensorFile, table: KeyTable, place: Facts) -> nn.Linear:
+    weight = file.tensors.get(next(name for name in table.published() if name.endswith("weight")))
     if weight is None or len(weight.shape) != 2:
-        raise UserError(
-            f"{file.path} has no projection of poses ({prefix or 'proj'}...), so it is not Zero-1-to-3; it looks like "
-            f"{looks_like(file)}"
-        )
-    linear = filled(outline(nn.Linear, weight.shape[1], weight.shape[0]), file, table, prefix, **place)
+        raise UserError(f"{file.path} has no projection of poses; it looks like {looks_like(file)}")
+    linear = filled(outline(nn.Linear, weight.shape[1], weight.shape[0]), file, table, **place)
     assert isinstance(linear, nn.Linear)
     return linear
 
