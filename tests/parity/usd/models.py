@@ -21,6 +21,7 @@ from maquette.priors.codecs import KLCodec
 from maquette.priors.layout_diffusers import CAMERA_PROJECTIONS
 from maquette.priors.stable_diffusion import StableDiffusionPrior
 from maquette.priors.zero123 import Zero123Config, Zero123Prior
+from maquette.priors.zero123_pose import POSE_LENGTH
 from tests.parity.golden import Golden
 from tests.parity.imagedream.models import filled
 
@@ -117,19 +118,25 @@ def zero123_of(
 
 
 def small_zero123(
-    golden: Golden, image_size: int, embedding: Tensor | None = None, config: Zero123Config = AS_RELEASED
+    golden: Golden, latent_side: int = 8, embedding: Tensor | None = None, config: Zero123Config = AS_RELEASED
 ) -> Zero123Prior:
-    """The prior of the folder's Zero-1-to-3 in the original layout."""
+    """The prior of the folder's Zero-1-to-3 in the original layout, for latents of `latent_side` squared."""
     store = beside(golden, "cc_projection.weight")
     parts = ldm_parts(store)
     scale = float(json.loads(store.metadata["config"])["scale_factor"])
-    autoencoder = parts["autoencoder"].module
-    assert isinstance(autoencoder, Autoencoder)
-    codec = KLCodec(autoencoder, image_size, scale).eval().requires_grad_(False)
-    nothing = torch.zeros(1, parts["projection"].module.in_features - 4)  # type: ignore[operator]
-    return zero123_of(
-        parts["network"].module, codec, parts["projection"].module, nothing if embedding is None else embedding, config
-    )
+    autoencoder, projection = parts["autoencoder"].module, parts["projection"].module
+    assert isinstance(autoencoder, Autoencoder) and isinstance(projection, nn.Linear)
+    codec = codec_of(parts["autoencoder"], latent_side * autoencoder.downsampling, scale=scale)
+    if embedding is None:
+        embedding = torch.zeros(1, projection.in_features - POSE_LENGTH)
+    return zero123_of(parts["network"].module, codec, projection, embedding, config)
+
+
+def small_autoencoder(golden: Golden) -> Autoencoder:
+    """The autoencoder of that Zero-1-to-3."""
+    codec = small_zero123(golden).codec
+    assert isinstance(codec, KLCodec)
+    return codec.autoencoder
 
 
 def recorded_words(texts: Sequence[str]) -> Tensor:

@@ -22,8 +22,6 @@ INPUTS = (
     "azimuth_deg", "camera_distance", "cond_c_crossattn", "cond_rgb64", "elevation_deg", "noise", "posterior_eps",
     "rgb_BHWC", "t",
 )  # fmt: skip
-DOWNSAMPLING = 8
-"""Of the autoencoder of all of these models; the recordings tell the latents' size only."""
 
 
 def run(golden: Golden, checks: Checks) -> None:
@@ -36,7 +34,7 @@ def run(golden: Golden, checks: Checks) -> None:
         azimuth=float(facts["cond_azimuth_deg"]),
         distance=float(facts["cond_camera_distance"]),
     )
-    prior = small_zero123(golden, DOWNSAMPLING * side, needs(given, "cond_c_crossattn")[:, 0], config)
+    prior = small_zero123(golden, side, needs(given, "cond_c_crossattn")[:, 0], config)
     shown = resize_images(needs(given, "cond_rgb64")[None], prior.codec.image_size)[0, 0]
     cond = prior.condition(Prompt(ImagePrompt(shown, torch.ones_like(shown[:1]))), torch.ones(3))
     uncond = prior.unconditional(cond)

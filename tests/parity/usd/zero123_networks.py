@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from maquette.diffusion.autoencoder import Autoencoder
 from maquette.diffusion.blocks import timestep_embedding
 from maquette.diffusion.clip_pixels import clip_pixels_aligned
+from maquette.priors.codecs import KLCodec
 from tests.parity.golden import EXACT, Checks, Golden, Kind, has, needs
-from tests.parity.usd.models import Part, beside, diffusers_parts, ldm_parts, small_zero123
+from tests.parity.usd.models import Part, diffusers_parts, ldm_parts, small_zero123
 
 NETWORK = 1e-4
 """README of these goldens: single network calls and formulas."""
@@ -28,7 +28,7 @@ def all_but(*inputs: str) -> Callable[[Golden], Checks]:
 def run_unet(golden: Golden, checks: Checks) -> None:
     """Projection, time embedding, and the U-Net with a token, with none, and with several."""
     given = golden.tensors
-    prior = small_zero123(golden, 8)
+    prior = small_zero123(golden)
     t, x = needs(given, "timesteps"), needs(given, "x_noisy")[:, None]
     picture = needs(given, "c_concat")[:, None]
     context = prior.context(needs(given, "clip_token")[:, 0], needs(given, "pose_T"))
@@ -50,9 +50,9 @@ def run_unet(golden: Golden, checks: Checks) -> None:
 def run_autoencoder(golden: Golden, checks: Checks) -> None:
     """Posterior, its mode as the unscaled latents of a picture, scaled sample, and the way back."""
     given = golden.tensors
-    module = ldm_parts(beside(golden, "cc_projection.weight"))["autoencoder"].module
-    assert isinstance(module, Autoencoder)
-    scale = small_zero123(golden, 8).codec.scale
+    codec = small_zero123(golden).codec
+    assert isinstance(codec, KLCodec)
+    module, scale = codec.autoencoder, codec.scale
     mean, std = module.encode(needs(given, "image"))
     sample = scale * (mean + std * needs(given, "eps"))
     checks.compare("mean", mean, NETWORK)

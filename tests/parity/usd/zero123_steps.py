@@ -12,31 +12,30 @@ from maquette.diffusion.sampling import SamplingSteps, ddim_updates
 from maquette.priors.base import Condition, predict_pair
 from maquette.training.zero123 import TrainingBatch, training_step
 from tests.parity.golden import EXACT, Checks, Golden, Kind, has, needs
-from tests.parity.usd.models import small_zero123
+from tests.parity.usd.models import small_autoencoder, small_zero123
 from tests.parity.usd.zero123_networks import LOOP, NETWORK, all_but
 
 STEP_LISTS = {"official": SamplingSteps.zero123, "full": SamplingSteps.released}
 TRAINING_INPUTS = ("T", "clip_token", "image_cond", "image_target", "noise", "posterior_eps", "random", "t")
 
 
+@torch.no_grad()
 def run_training(golden: Golden, checks: Checks) -> None:
     """Dropped conditions, latents, noised latents and the loss."""
     given = {name: needs(golden.tensors, name) for name in TRAINING_INPUTS}
-
-    def image(name: str) -> Tensor:
-        return (given[name].movedim(-1, 1) + 1) / 2  # from HWC in [-1, 1]
-
-    batch = TrainingBatch(
-        target=image("image_target"), picture=image("image_cond"), embedding=given["clip_token"][:, 0],
-        pose=given["T"], t=given["t"], eps=given["noise"], posterior_noise=given["posterior_eps"],
-        uniform=given["random"],
-    )  # fmt: skip
-    with torch.no_grad():
-        step = training_step(small_zero123(golden, batch.target.shape[-1]), batch)
-    checks.compare("z", step.latents, NETWORK)
+    prior, autoencoder = small_zero123(golden), small_autoencoder(golden)
+    # Images are HWC in [-1, 1] and of any aspect, which the autoencoder itself takes.
+    mean, std = autoencoder.encode(given["image_target"].movedim(-1, 1))
+    latents = prior.codec.scale * (mean + std * given["posterior_eps"])
+    picture, _ = autoencoder.encode(given["image_cond"].movedim(-1, 1))
+    step = training_step(prior, TrainingBatch(
+        latents=latents, picture=picture, embedding=given["clip_token"][:, 0], pose=given["T"], t=given["t"],
+        eps=given["noise"], uniform=given["random"],
+    ))  # fmt: skip
+    checks.compare("z", latents, NETWORK)
     checks.compare("x_noisy", step.latents_t, NETWORK)
     checks.compare("c_crossattn", step.context, NETWORK)
-    checks.compare("c_concat", step.picture_latents, NETWORK)
+    checks.compare("c_concat", step.picture, NETWORK)
     checks.compare("loss", step.loss[None], LOOP)
 
 
@@ -53,7 +52,7 @@ def run_ddim(golden: Golden, checks: Checks) -> None:
     """Every loop of the file, through the prior; the list of steps is a named one of the sampler."""
     given = golden.tensors
     x = needs(given, "x_T")[:, None]  # [B, 1, C, h, w]
-    prior = small_zero123(golden, 8)
+    prior = small_zero123(golden)
     cond = Condition(text=needs(given, "context"), image_latents=needs(given, "c_concat"))
     uncond = Condition(text=torch.zeros_like(cond.text), image_latents=torch.zeros_like(given["c_concat"]))
     scale = float(needs(given, "guidance_scale"))
