@@ -76,7 +76,7 @@ def spell(text: str, identifiers: Sequence[tuple[str, str]]) -> str:
     'a photo of a sks dog'
     """
     for placeholder, word in identifiers:
-        text = re.sub(re.escape(placeholder), lambda _, word=word: word, text, flags=re.IGNORECASE)
+        text = re.sub(re.escape(placeholder), word.replace("\\", r"\\"), text, flags=re.IGNORECASE)
     return text
 
 

@@ -220,6 +220,7 @@ class _Batches:
     ) -> None:
         self.model, self.subject, self.others, self.config, self.run = model, subject, others, config, run
         self.captions = _Captions(model, config.adapter.text_encoder)
+        self.posteriors: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
         self.drifting: list[tuple[Tensor, Tensor]] = []
         if base is not None:
             networks, parts = model.networks(), ("network", "text_encoder")
@@ -275,10 +276,30 @@ class _Batches:
         """Captions, latents [k, 1, C, h, w], timesteps [k] and eps of one half, from generators of its own."""
         generator = self.run.generator(turn, f"{role} noise", "cpu")
         index = draw_indices(pictures, turn, self.config.batch, self.run, role)
-        latents = encode(self.model, pictures, index, self.config, generator)
+        latents = torch.cat([self.latents(pictures, i, role, generator) for i in index])
         t = torch.randint(0, self.model.noise_schedule.num_steps, (len(index),), generator=generator)
         eps = torch.randn(latents.shape, generator=generator)
         return [pictures.captions[i] for i in index], latents, t.to(latents.device), eps.to(latents)
+
+    def latents(
+        self, pictures: CaptionedImages, index: int, role: str, generator: torch.Generator
+    ) -> Float[Tensor, "1 1 c h w"]:
+        """A sample of one picture's latents. What does not change is encoded once.
+
+        A posterior's sample is affine in its noise, so that zero and one tell its mean and its deviation.
+        """
+        codec = self.model.codec
+        if self.config.background == "random":
+            return encode(self.model, pictures, [index], self.config, generator)
+        if (role, index) not in self.posteriors:
+            image = pictures.composite([index], torch.ones(1, 3))[:, None].to(self.model.device)
+            with torch.no_grad():
+                mean = codec.encode(image)
+                self.posteriors[role, index] = mean, codec.encode(image, torch.ones_like(mean)) - mean
+        mean, deviation = self.posteriors[role, index]
+        if not (codec.stochastic and self.config.sample_posterior):
+            return mean
+        return mean + deviation * torch.randn(mean.shape, generator=generator).to(mean)
 
 
 class _Captions:

@@ -221,6 +221,17 @@ def test_masked_objects_get_other_backgrounds(stage):
     assert torch.equal(white, prior.codec.encode(masked.composite([0], torch.ones(1, 3))[:, None]))
 
 
+@pytest.mark.parametrize("make", [tiny_prior, tiny_published])
+def test_what_is_encoded_once_is_what_would_be_encoded_again(make, stage):
+    prior = make()
+    steps = Steps(prior, SUBJECT, OTHERS, SHORT, stage)
+    for _ in range(2):
+        generators = [torch.Generator().manual_seed(3) for _ in range(2)]
+        once = steps.latents(SUBJECT, 1, "subject", generators[0])
+        torch.testing.assert_close(once, module.encode(prior, SUBJECT, [1], SHORT, generators[1]))
+    assert len(steps.posteriors) == 1
+
+
 def test_pictures_of_the_class_come_from_the_base_and_are_kept(tmp_path, monkeypatch):
     prior = tiny_prior()
     config = ClassImagesConfig(count=5, sampling=SamplingConfig(steps=2), batch=2)
