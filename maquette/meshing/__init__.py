@@ -3,7 +3,7 @@
 from maquette.meshing.bake import bake_texture
 from maquette.meshing.clean import drop_floaters, fill_holes, simplify, smooth, weld, wind_outwards
 from maquette.meshing.extract import choose_level, extract_mesh
-from maquette.meshing.pipeline import MeshConfig, color_of, density_of, mesh_from_field
+from maquette.meshing.pipeline import MeshConfig, color_of, density_of, distance_of, mesh_from_field
 from maquette.meshing.project import ProjectionConfig, project_views
 from maquette.meshing.quality import MeshQuality, measure_mesh
 from maquette.meshing.unwrap import unwrap_mesh
@@ -16,6 +16,7 @@ __all__ = [
     "choose_level",
     "color_of",
     "density_of",
+    "distance_of",
     "drop_floaters",
     "extract_mesh",
     "fill_holes",

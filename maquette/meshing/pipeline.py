@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from maquette.asset import Mesh
-from maquette.fields.base import DENSITY, RGB, Field
+from maquette.fields.base import DENSITY, RGB, SDF, Field
 from maquette.meshing.bake import ColorFunction, bake_texture
 from maquette.meshing.clean import drop_floaters, fill_holes, simplify, smooth, weld
 from maquette.meshing.extract import FieldFunction, Inside, Silhouettes, extract_mesh
@@ -102,6 +102,18 @@ def density_of(field: Field) -> FieldFunction:
         return answer
 
     return density
+
+
+def distance_of(field: Field) -> FieldFunction:
+    """`field`'s signed distance as a function of position alone."""
+
+    def distance(positions: torch.Tensor) -> torch.Tensor:
+        answer = field(positions, want=SDF).sdf
+        if answer is None:
+            raise ValueError(f"{type(field).__name__} answers no signed distance")
+        return answer
+
+    return distance
 
 
 def color_of(field: Field) -> ColorFunction:

@@ -1,4 +1,4 @@
-"""From a fitted volume to a textured mesh, as one stage."""
+"""From a fitted volume or surface to a textured mesh, as one stage."""
 
 from __future__ import annotations
 
@@ -10,25 +10,42 @@ from torch import Tensor
 from maquette.asset import Mesh
 from maquette.cameras import Cameras
 from maquette.images import Views
-from maquette.meshing.pipeline import MeshConfig, color_of, density_of, mesh_from_field
+from maquette.meshing.pipeline import MeshConfig, color_of, density_of, distance_of, mesh_from_field
 from maquette.meshing.project import ProjectionConfig, project_views
 from maquette.rendering.scene import VolumeScene
+from maquette.rendering.surface import SurfaceScene
 from maquette.rendering.views import render_views
 from maquette.run import Stage
 
 
 def make_mesh(
-    scene: VolumeScene, config: MeshConfig, prompt: Views | None, projection: ProjectionConfig | None, run: Stage
+    scene: VolumeScene | SurfaceScene,
+    config: MeshConfig,
+    pictures: Views | tuple[Views, ...] | None,
+    projection: ProjectionConfig | None,
+    run: Stage,
 ) -> Mesh:
-    """The surface of a volume with its colours baked; the `prompt` view is painted onto what it sees of it.
+    """The surface of a scene with its colours baked, and `pictures` painted onto what they see of it.
 
+    A volume's surface is the level that `config` says or that fits its silhouettes best; a signed distance's is zero.
+    Of several sets of pictures a later one covers the earlier: refined views all around first, the prompt's own last.
     The quality numbers go to the log (event "mesh_quality"), from where the report reads them.
     """
-    mesh, quality = mesh_from_field(
-        density_of(scene.field), color_of(scene.field), config, silhouettes=partial(_masks, scene), device=run.device
-    )
-    if prompt is not None and projection is not None:
-        mesh = project_views(mesh, prompt, None, projection)
+    if isinstance(scene, SurfaceScene):
+        mesh, quality = mesh_from_field(
+            distance_of(scene.field), color_of(scene.field), config, inside="below", device=run.device
+        )
+    else:
+        mesh, quality = mesh_from_field(
+            density_of(scene.field),
+            color_of(scene.field),
+            config,
+            silhouettes=partial(_masks, scene),
+            device=run.device,
+        )
+    if projection is not None:
+        for views in (pictures,) if isinstance(pictures, Views) else pictures or ():
+            mesh = project_views(mesh, views, None, projection)
     run.log(event="mesh_quality", **asdict(quality))
     return mesh
 
