@@ -45,6 +45,16 @@ def input_camera(
     return from_angles(*angles, height=size, width=size)
 
 
+def input_sampler(
+    elevation: float = ELEVATION, azimuth: float = AZIMUTH, *, distance: float = DISTANCE, fovy: float = FOVY
+) -> OrbitSampler:
+    """A sampler that always draws the picture's own camera, for the guidance that compares it with the picture."""
+    return OrbitSampler(
+        elevation=(elevation, elevation), azimuth=(azimuth, azimuth), distance=(distance, distance), fovy=(fovy, fovy),
+        num_views=1,
+    )  # fmt: skip
+
+
 def export_cameras(
     generator: torch.Generator, num_views: int = 120, *, distance: float = DISTANCE, fovy: float = FOVY, size: int = 512
 ) -> Cameras:

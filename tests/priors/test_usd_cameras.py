@@ -12,6 +12,7 @@ from maquette.priors.usd_cameras import (
     export_cameras,
     from_released,
     input_camera,
+    input_sampler,
     pose_difference,
     to_released,
     training_cameras,
@@ -56,6 +57,13 @@ def test_training_views_are_single_fixed_and_reach_both_ends(generator):
     elevation = cameras.elevation
     assert -10.01 < float(elevation.min()) < -9.5 and 44.5 < float(elevation.max()) < 45.01
     assert float(cameras.azimuth.min()) < -175 and float(cameras.azimuth.max()) > 175
+
+
+def test_the_picture_s_sampler_draws_one_camera(generator):
+    drawn = input_sampler(elevation=25.0, azimuth=-40.0).sample(3, 64, 64, generator)
+    torch.testing.assert_close(
+        drawn.c2w[:, 0], input_camera(25.0, -40.0, size=64).c2w.expand(3, 4, 4), atol=1e-5, rtol=0
+    )
 
 
 def test_exported_views_never_repeat_an_azimuth_and_follow_their_seed():
