@@ -2,6 +2,7 @@
 
 from maquette.rendering.base import Rendering, Samples, Scene, Shot
 from maquette.rendering.lights import LightSampler
+from maquette.rendering.patch import PatchConfig, PatchScene
 from maquette.rendering.raster import MeshRendering, render_mesh
 from maquette.rendering.sampling import OccupancyConfig
 from maquette.rendering.scene import VolumeConfig, VolumeScene
@@ -14,6 +15,8 @@ __all__ = [
     "LightSampler",
     "MeshRendering",
     "OccupancyConfig",
+    "PatchConfig",
+    "PatchScene",
     "ProgressiveLevels",
     "Rendering",
     "Samples",
