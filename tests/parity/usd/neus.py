@@ -17,7 +17,7 @@ from maquette.schedules import Exponential, Linear, Schedule
 from maquette.stages.regularizers import binary_entropy, crowding, eikonal, mask_entropy
 from tests.parity.golden import CAMERA, EXACT, NETWORK, Checks, Golden, Kind, has
 
-NUMBER = r"(\d+(?:\.\d+)?)"
+NUMBER = r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)"
 PAPER = SurfaceConfig()
 """The package's defaults are the settings that were recorded."""
 ANNEAL_STEPS = 20_000
@@ -75,7 +75,9 @@ def run_field(golden: Golden, checks: Checks) -> None:
         if prefix == "pert":
             checks.compare("pert.eikonal", eikonal(gradient).mean()[None], NETWORK)
             checks.compare("forward_level", field.sdf(points)[:, 0], NETWORK)
-            checks.compare("loss_sparsity_scale1", crowding(answer.sdf).mean()[None], NETWORK)
+            for name in checks.expected:
+                if match := re.fullmatch(rf"loss_sparsity_scale{NUMBER}", name):
+                    checks.compare(name, crowding(answer.sdf, float(match[1])).mean()[None], NETWORK)
     for name in checks.expected:
         if match := re.fullmatch(rf"fd{NUMBER}\.(grad|laplace)", name):
             epsilon = float(match[1]) / radius
@@ -182,7 +184,10 @@ def run_schedules(golden: Golden, checks: Checks) -> None:
             checks.compare(name, torch.tensor(values, dtype=torch.float64), CAMERA)
     if "variance_modulation" in checks.expected:
         rows = [(int(step), float(raw)) for step, raw, _ in facts["variance_modulation"]]
-        checks.compare("variance_modulation", torch.tensor(capped(rows)), CAMERA)
+        told = re.search(r"mod_start (\d+), reach_max (\d+), max (\d+)", facts["note"])
+        assert told is not None, "the note does not say how s was limited"
+        start, reach, highest = (float(text) for text in told.groups())
+        checks.compare("variance_modulation", torch.tensor(capped(rows, Cap(highest, start, reach, "step"))), CAMERA)
 
 
 def learning_rate(begin: int, total: int, *, warm: bool) -> Schedule:
@@ -190,9 +195,9 @@ def learning_rate(begin: int, total: int, *, warm: bool) -> Schedule:
     return Exponential(1.0, 0.1, total, begin, warmup=0.01 if warm else 1.0, unit="step")
 
 
-def capped(rows: list[tuple[int, float]]) -> list[float]:
-    """s after each (step, raw parameter), in order; the settings stand in the file's note."""
-    sharpness = Sharpness(rows[0][1], Cap(highest=1000, start=2000, reach=6000, unit="step"))
+def capped(rows: list[tuple[int, float]], cap: Cap) -> list[float]:
+    """s after each (step, raw parameter), in order."""
+    sharpness = Sharpness(rows[0][1], cap)
     values = []
     for step, raw in rows:
         with torch.no_grad():
