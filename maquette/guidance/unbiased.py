@@ -240,10 +240,11 @@ class ReferenceGuidance:
         key = tuple(background.detach().float().cpu().tolist())
         if noise is None and self._kept is not None and self._kept[0] == key:
             return self._kept[1]
-        picture = self.picture.to(background.device).composite(background.to(self.picture.image))[None, None]
+        picture = self.picture.to(background.device)
+        shown = picture.composite(background.to(picture.image.dtype))[None, None]
         if noise is not None:
-            return self.free.codec.encode(picture.expand(*noise.shape[:2], -1, -1, -1), noise)
-        self._kept = key, self.free.codec.encode(picture)
+            return self.free.codec.encode(shown.expand(*noise.shape[:2], -1, -1, -1), noise)
+        self._kept = key, self.free.codec.encode(shown)
         return self._kept[1]
 
     def on_latents(
