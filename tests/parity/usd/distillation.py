@@ -18,13 +18,14 @@ from maquette.priors.usd_cameras import input_camera
 from maquette.priors.zero123 import Zero123Prior
 from maquette.priors.zero123_pose import camera_angles, relative_pose
 from tests.parity.golden import Checks, Golden, Kind, has, needs
+from tests.parity.usd.cameras import number
 from tests.parity.usd.models import beside, codec_of, diffusers_parts, stable_diffusion_of, zero123_of
 from tests.parity.usd.zero123_networks import LOOP, NETWORK
 
 RESULTS = ("cap.", "loss", "grad_", "image_latent_unscaled")
 """How the names of results begin; everything else is an input."""
 INPUT_SIZE = 128
-"""Pixels of the picture before either autoencoder saw it."""
+"""Pixels of the picture before either autoencoder saw it, where the case's note does not say."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,9 @@ def run(golden: Golden, checks: Checks) -> None:
     unet = parts["sd.unet"].module
     free_of_view = stable_diffusion_of(unet, free_codec, needs(given, "text_emb_vd"))
     free = stable_diffusion_of(unet, free_codec, needs(given, "text_emb"))
-    shown = F.interpolate(needs(given, "input_low32"), (INPUT_SIZE, INPUT_SIZE), mode="bilinear", align_corners=False)
-    prompt = Prompt(ImagePrompt(shown[0], torch.ones(1, INPUT_SIZE, INPUT_SIZE)))
+    size = int(number(golden.metadata.get("note", ""), r"upsample of input_low\d+ to (\d+)", INPUT_SIZE))
+    shown = F.interpolate(only(given, "input_low"), (size, size), mode="bilinear", align_corners=False)
+    prompt = Prompt(ImagePrompt(shown[0], torch.ones(1, size, size)))
     assert prompt.image is not None
 
     picture_camera = input_camera()
@@ -108,6 +110,14 @@ def compare_view(
     checks.compare("cap.zero123_in", torch.cat(shown), NETWORK)
     found = guidance.predict(noised, torch.ones(3), ("cond", "uncond"))
     checks.compare("cap.zero123_out", torch.cat([found[name].eps[:, 0] for name in ("cond", "uncond")]), NETWORK)
+
+
+def only(tensors: dict[str, Tensor], prefix: str) -> Tensor:
+    """The tensor whose name begins so, and goes on with its size; ValueError unless there is exactly one."""
+    found = [value for name, value in tensors.items() if name.startswith(prefix)]
+    if len(found) != 1:
+        raise ValueError(f"the case needs one tensor {prefix}..., found {len(found)}")
+    return found[0]
 
 
 def moved(camera: Cameras, delta: Tensor) -> Cameras:

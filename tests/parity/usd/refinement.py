@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 import torch.nn.functional as F
 
@@ -9,11 +11,12 @@ from maquette.diffusion.sampling import SamplingSteps, translate
 from maquette.images import Prompt
 from maquette.priors.guided import guided_x0
 from tests.parity.golden import EXACT, Checks, Golden, Kind, has, needs
+from tests.parity.usd.distillation import only
 from tests.parity.usd.models import beside, codec_of, diffusers_parts, stable_diffusion_of
 from tests.parity.usd.zero123_networks import LOOP
 
-RESULTS = ("final_latents", "timesteps", "image_8x8avg")
-"""`add_noise` is the noise that was added."""
+PICTURE = re.compile(r"image_(\d+)x\1avg")
+"""The picture, averaged over squares. (`add_noise` is the noise that was added.)"""
 
 
 @torch.no_grad()
@@ -30,20 +33,28 @@ def run(golden: Golden, checks: Checks) -> None:
     steps = listed.skipping(float(golden.metadata["strength"]))
     checks.compare("timesteps", steps.t, EXACT)
 
-    latents = codec.encode(needs(given, "render_low32")[:, None], posterior[:, None])
+    latents = codec.encode(only(given, "render_low")[:, None], posterior[:, None])
     predict = guided_x0(
         prior, cond=cond, uncond=prior.unconditional(cond), guidance_scale=float(needs(given, "guidance_scale"))
     )
     found = translate(predict, latents, needs(given, "add_noise")[:, None], steps, predicts="x0")
     checks.compare("final_latents", found[:, 0], LOOP)
-    checks.compare("image_8x8avg", F.avg_pool2d(codec.decode(found)[:, 0], 8), LOOP)
+    for name in checks.expected:
+        if averaged := PICTURE.fullmatch(name):
+            checks.compare(name, F.avg_pool2d(codec.decode(found)[:, 0], int(averaged[1])), LOOP)
 
 
 KINDS = [
     Kind(
         "refinement",
-        has("render_low32", "final_latents", "posterior_eps"),
+        has("final_latents", "posterior_eps", "neg_pos_embeddings"),
         run,
-        lambda golden: Checks({name: value for name, value in golden.tensors.items() if name in RESULTS}),
+        lambda golden: Checks(
+            {
+                name: value
+                for name, value in golden.tensors.items()
+                if name in ("final_latents", "timesteps") or PICTURE.fullmatch(name)
+            }
+        ),
     )
 ]
