@@ -93,7 +93,7 @@ def test_grey_renderings_gain_the_subjects_colours(learned):
     config = TranslateConfig(strength=0.75, sampling=QUICK, min_mask_iou=0.0)
 
     def error(prior):
-        stage = Stage(learned.run, "pseudo", "")
+        stage = Stage(learned.run, "pseudo", prior.fingerprint())
         made = translate_views(prior, renderings, learned.photos.captions, config, run=stage)
         return float((made.views.images - learned.truth()).square().mean())
 
