@@ -7,7 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
-from maquette.diffusion.clip_pixels import CLIP_MEAN, CLIP_STD, clip_pixels, resize_levels, to_levels, vae_pixels
+from maquette.diffusion.clip_pixels import (
+    CLIP_MEAN,
+    CLIP_STD,
+    clip_pixels,
+    clip_pixels_aligned,
+    resize_levels,
+    to_levels,
+    vae_pixels,
+)
 
 
 def picture(generator, height, width):
@@ -58,3 +66,19 @@ def test_the_autoencoder_s_input_ignores_the_aspect(generator):
     assert small.shape == (3, 16, 16)
     assert small[:, :, :7].max() == 0.0
     assert small[:, :, 9:].min() == 1.0
+
+
+def test_aligned_pixels_keep_the_corners_and_whole_steps(generator):
+    """From n to 2 n - 1 pixels between corners, every second one is an old one."""
+    images = torch.rand(2, 3, 8, 8, generator=generator)
+    pixels = clip_pixels_aligned(images, 15)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
+    torch.testing.assert_close(pixels[..., ::2, ::2] * std + mean, images, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(clip_pixels_aligned(images[0], 15), pixels[0])
+
+
+def test_aligned_pixels_are_differentiable_and_not_antialiased(generator):
+    image = torch.rand(3, 64, 64, generator=generator).requires_grad_()
+    clip_pixels_aligned(image, 4).sum().backward()
+    untouched = (image.grad == 0).all(dim=0)
+    assert untouched.float().mean() > 0.5, "most pixels of a large image are never looked at"

@@ -38,6 +38,26 @@ def test_the_released_list_has_more_steps_where_it_does_not_divide():
     assert len(SamplingSteps.released(SCHEDULE, 7)) == 8
 
 
+def test_zero123_drops_the_noisiest_step():
+    full, cut = SamplingSteps.released(SCHEDULE, 50), SamplingSteps.zero123(SCHEDULE, 50)
+    assert len(cut) == 49 and int(cut.t[0]) == 961
+    assert torch.equal(cut.t, full.t[1:]) and torch.equal(cut.previous, full.previous[1:])
+    assert len(SamplingSteps.zero123(SCHEDULE, 1)) == 0
+
+
+def test_the_leading_list_is_the_released_one_where_it_divides():
+    for count in (1, 20, 50, 500):
+        assert torch.equal(SamplingSteps.leading(SCHEDULE, count).t, SamplingSteps.released(SCHEDULE, count).t)
+    leading = SamplingSteps.leading(SCHEDULE, 75)
+    assert len(leading) == 75 and int(leading.t[0]) == 963 and int(leading.t[-1]) == 1
+    assert torch.equal(leading.previous[:-1], SCHEDULE.alphas_cumprod[leading.t[1:]])
+    assert leading.previous[-1] == SCHEDULE.alphas_cumprod[0]
+    assert int(SamplingSteps.leading(SCHEDULE, 300).t[0]) == 898, "the released rule cannot make this list"
+    for count in (0, 1000, 1001):
+        with pytest.raises(ValueError, match="steps"):
+            SamplingSteps.leading(SCHEDULE, count)
+
+
 @pytest.mark.parametrize("count", [3, 9, 300, 1000])
 def test_the_released_list_refuses_what_steps_out_of_the_schedule(count):
     with pytest.raises(ValueError, match="SamplingSteps.exact"):

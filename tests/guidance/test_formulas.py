@@ -142,3 +142,13 @@ def test_recorded_directions(goldens):
     }
     for name, value in found.items():
         torch.testing.assert_close(value, data[name], rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_a_limit_clamps_every_entry_of_the_direction(case):
+    given = {**halves(case), "eps": case["eps"], "guidance_scale": 3.0, "weight": weigh(case, score.sigma_squared)}
+    free, clamped = score.direction(**given), score.direction(**given, limit=0.5)
+    assert float(free.abs().max()) > 0.5 == float(clamped.abs().max())
+    small = free.abs() <= 0.5
+    assert torch.equal(clamped[small], free[small]) and torch.equal(clamped.sign(), free.sign())
+    with pytest.raises(ValueError, match="must be positive"):
+        score.direction(**given, limit=0.0)

@@ -86,7 +86,8 @@ def test_scenes_do_not_know_of_each_other(prior):
     together = prior.predict(latents_t, t, cond, cameras).x0
     for scene in range(3):
         alone = prior.predict(latents_t[scene : scene + 1], t[scene : scene + 1], cond, cameras).x0
-        torch.testing.assert_close(together[scene : scene + 1], alone, **CLOSE)
+        # At t = 950 a rounding error of eps is ten times as large in x0.
+        torch.testing.assert_close(together[scene : scene + 1], alone, rtol=1e-3, atol=1e-4)
 
 
 def test_one_condition_a_scene(prior):
