@@ -189,3 +189,27 @@ def test_impossible_settings_are_refused():
     ):
         with pytest.raises(UserError):
             make()
+
+
+def test_a_cell_is_that_of_the_finest_level_in_use(generator):
+    """Along an axis features are linear inside a cell and not across it (a wave: a quarter of its shortest length)."""
+    planes, grid = build_encoding(TriPlanesConfig((5, 9), 2)), build_encoding(HashGridConfig(3, 2, 12, 4, growth=2.0))
+    assert (planes.cell, grid.cell) == (pytest.approx(2 / 8), pytest.approx(2 / 16))
+    for encoding in (planes, grid):
+        encoding.unlock(1e-6)
+        assert encoding.cell == pytest.approx(2 / 4)
+    waves = build_encoding(FrequencyConfig(3, include_input=False))
+    assert waves.cell == pytest.approx(1 / 8)
+    zero = torch.zeros(1, 3)
+    moved = waves(torch.tensor([[waves.cell, 0.0, 0.0]])).reshape(3, 2, 3)[-1, :, 0]
+    assert waves(zero).reshape(3, 2, 3)[-1, :, 0].tolist() == [0.0, 1.0]
+    assert moved.tolist() == pytest.approx([1.0, 0.0], abs=1e-6)
+
+
+def test_waves_of_the_unit_cube(generator):
+    encoding = build_encoding(FrequencyConfig(3, include_input=False, phase="unit cube"))
+    where = positions(4, generator, torch.float32)
+    unit = (where + 1) / 2
+    expected = [f(2.0**k * unit) for k in range(3) for f in (torch.sin, torch.cos)]
+    torch.testing.assert_close(encoding(where), torch.cat(expected, dim=1))
+    assert encoding.cell == pytest.approx(math.pi / 4)
