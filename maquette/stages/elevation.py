@@ -12,9 +12,11 @@ the same colour. How much is missing to that is the disagreement; the candidate 
 parabola through it and its neighbours. All candidates are judged by the same views, so the search costs one sampling.
 
 What it cannot see: a plain ball looks the same from everywhere, and a solid of revolution without a pattern tells its
-elevation only by the views from above and below. `reliable` says whether the disagreement has a clear minimum. Given
-perfect views the estimate is 2.5 degrees off on average (6 at worst, at -15); views that stand 5 degrees wrong and are
-blurred cost 1 to 4 degrees more, and lead astray where `reliable` is False.
+elevation only by the views from above and below. `reliable` says whether the disagreement has a clear minimum.
+
+Measured on renders, without a prior's own mistakes: five objects at 0, 30 and 60 degrees, their views blurred, noisy
+and each standing 5 degrees (standard deviation) from where it should. The median error is 2 degrees, the worst reliable
+one 10 (a plain round bowl, which at 60 is lost and called unreliable).
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ class ElevationConfig:
 
     turns: tuple[float, ...] = (-90.0, -60.0, -30.0, 30.0, 60.0, 90.0)
     """Degrees of azimuth from the picture to the views at its own height."""
-    lifts: tuple[float, ...] = (-20.0, 20.0)
+    lifts: tuple[float, ...] = (-30.0, 30.0)
     """Degrees of elevation from the picture to the views above and below it."""
     lowest: float = -20.0
     """Least candidate, degrees above the horizon."""
@@ -63,7 +65,7 @@ class ElevationConfig:
     """Pixels along the side of the compared pictures."""
     samples: int = 48
     """Points along a ray."""
-    clear: float = 0.008
+    clear: float = 0.005
     """By how much the least disagreement must stay below the median one to be reliable."""
 
     def __post_init__(self) -> None:
