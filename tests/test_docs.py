@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import contextlib
 import doctest
@@ -36,7 +37,7 @@ from maquette.stages.fit import FitConfig
 from maquette.stages.locate import LocateConfig
 from maquette.stages.look import SamplingConfig, sample_views
 from maquette.stages.objectives import PhotometricConfig, RandomRays
-from tests.priors.tiny import four_cameras, prompt, tiny_config, tiny_prior
+from tests.priors.tiny import four_cameras, prompt, tiny_config, tiny_prior, tiny_stable_diffusion, tiny_zero123
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -130,12 +131,13 @@ def understand(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 @cache
 def known_options() -> set[str]:
     """Options of all commands, with those of components that can be chosen."""
-    from maquette.commands import evaluate, method, render, train, views
+    from maquette.commands import evaluate, method, model_files, models, render, train, views
     from maquette.commands.components import choose_components, find_choices
 
     known = {"--help", "--pack"}
     kinds = [train.NanoOptions, train.JudgeOptions, render.Options, render.PackOptions]
-    kinds += [evaluate.CompareOptions, evaluate.TallyOptions]
+    kinds += [evaluate.CompareOptions, evaluate.TallyOptions, models.ListOptions, models.CheckOptions]
+    kinds += [model_files.FetchOptions, model_files.ConvertOptions]
     for kind in kinds:
         known |= set(option_names(kind))
     for start in (imagedream.nano(), imagedream.paper(), views.configure_views("nano", "default")):
@@ -466,3 +468,21 @@ def test_example_05_tells_nulls_apart(package, tmp_path):
     assert read_image(tmp_path / "nulls.png").shape == (3, 2 * 128 + 4, 6 * 128 + 5 * 4)
     without = example("05", "--view-weights", tmp_path / "none", "--out", tmp_path)
     assert without.returncode == 1 and without.stderr.startswith("This example needs the weights of two priors")
+
+
+def test_example_05_takes_any_pair(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    (path,) = [path for path in EXAMPLES if path.name.startswith("05")]
+    spec = importlib.util.spec_from_file_location("example_05", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    pair = {"view": tiny_zero123(), "free": tiny_stable_diffusion()}
+    monkeypatch.setattr(module, "load_prior", lambda name, weights: pair[name])
+    options = {"view": "view", "free": "free", "view_weights": None, "free_weights": None, "draws": 2, "out": tmp_path}
+    biases = {}
+    for null in ("zeros", "projected"):
+        module.main(argparse.Namespace(**options, null=null))
+        biases[null] = json.loads((tmp_path / "numbers.json").read_text())
+    assert biases["zeros"]["views"]["bias"] != biases["projected"]["views"]["bias"]
+    assert biases["zeros"]["pictures"] == biases["projected"]["pictures"]
