@@ -221,3 +221,12 @@ def test_noise_schedules(shared):
     for fault in ({"beta_schedule": "squaredcos_cap_v2"}, {"prediction_type": "flow"}, {"trained_betas": [0.1]}):
         with pytest.raises(ValueError, match="this scheduler"):
             layout_diffusers.noise_schedule({**published, **fault})
+
+
+def test_heads_are_said_in_one_way():
+    with pytest.raises(ValueError, match="one of head_width"):
+        UNetConfig(level_heads=(1, 2, 4, 4))
+    with pytest.raises(ValueError, match="one entry per level, got 2 for 4"):
+        UNetConfig(head_width=None, level_heads=(1, 2))
+    config = UNetConfig(head_width=None, level_heads=(1, 2, 4, 8))
+    assert [config.heads(320, level) for level in (0, 1, -1)] == [(1, 320), (2, 160), (8, 40)]

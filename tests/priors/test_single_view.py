@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from maquette.diffusion.clip import CLIP, TextConfig, TextTower, VisionConfig, V
 from maquette.diffusion.unet import MultiViewUNet
 from maquette.errors import UserError
 from maquette.priors import layout_diffusers, layout_ldm, single_view
+from maquette.priors.published import SCHEDULE
 from maquette.priors.single_view import LdmConfig, load_single_view, load_stable_diffusion, load_zero123
 from maquette.priors.single_view_files import averaged, looks_like
 from maquette.priors.tensor_files import StoredTensor, TensorFile
@@ -350,6 +352,26 @@ def test_the_released_checkpoint_has_an_average_of_everything(shared):
     assert sorted(listed) == sorted([*used, "model_ema.decay", "model_ema.num_updates"])
     ours = table.read(file.outlines("model.diffusion_model."), "model.diffusion_model.")
     assert sum(math.prod(tensor.shape) for tensor in ours.values()) == 859_532_484
+
+
+def test_every_name_of_the_released_checkpoint_is_accounted_for(shared):
+    """Used, an average, a vector of the schedule, or a leftover of the text tower that nothing reads."""
+    shapes = json.loads(shared("reference", "manifests", "zero123_ldm_original.json").read_text())["tensors"]
+    parts = single_view.ldm_parts(single_view.ZERO123)
+    for part in parts.values():
+        file = outlined({n: s for n, s in shapes.items() if n.startswith(part.prefix)})
+        with torch.device("meta"):
+            expected = part.table.write(part.make().state_dict(), part.prefix)
+        assert {n: tuple(t.shape) for n, t in expected.items()}.items() <= {
+            n: t.shape for n, t in file.tensors.items()
+        }.items()
+    used = {part.prefix + name for part in parts.values() for name in part.table.published()}
+    rest = {name for name in shapes if name not in used and not name.startswith("model_ema.")} - set(SCHEDULE)
+    towers = parts["vision"]
+    assert rest == {name for name in shapes if name.startswith(towers.prefix)} - used
+    patterns = towers.table.ignored
+    assert all(any(re.fullmatch(p, name.removeprefix(towers.prefix)) for p in patterns) for name in rest)
+    assert len(rest) == 6
 
 
 @pytest.mark.parametrize(("ldm", "name"), [("SD15", "mvdream_sd15_4view"), ("SD21", "mvdream_sd21_4view")])
