@@ -13,13 +13,16 @@ from maquette.commands.arguments import choose, parse
 from maquette.commands.model_files import convert_models, fetch_models
 from maquette.errors import UserError
 from maquette.priors.cards import Card
+from maquette.priors.fetch import missing_files
 from maquette.priors.hub import PUBLISHED, SHIPPED, find_card, load_prior, open_package, package_of
 from maquette.priors.identify import compare
 from maquette.priors.published import MODELS as LOADED
 from maquette.priors.published import outline, parts
 from maquette.priors.registry import ALIASES, MODELS, Model, find_model
+from maquette.priors.single_view_files import looks_like
 from maquette.priors.tensor_files import open_tensors
-from maquette.priors.weights_folder import find_published, present, weights_folder
+from maquette.priors.weights_folder import FoundWeights, find_published, present, weights_folder
+from maquette.run.terms import effective_terms
 
 
 @dataclass(frozen=True)
@@ -94,11 +97,25 @@ def check_models(arguments: list[str]) -> int:
             )
         model = find_model(options.weights)
         found = find_published(model, None, options.weights_dir)
+        if found.root.is_dir():
+            return _check_folder(found)
         _check_path(found.file)
         if model.name in LOADED and not found.packaged:
             print(f"tokeniser: {found.merges()}")
         return 0
     _check_path(path)
+    return 0
+
+
+def _check_folder(found: FoundWeights) -> int:
+    """A model that was published as several files: all of them are there, and each can be read."""
+    missing = missing_files(found.model, found.folder.parent)
+    if found.folder.name == found.model.name and missing:
+        raise UserError(f"{found.folder} is not whole: it lacks {', '.join(missing)}")
+    for file in sorted(found.folder.glob("*/*.safetensors")):
+        opened = open_tensors(file)
+        print(f"{file}: {len(opened.tensors)} tensors, {_dtypes(opened.dtypes())}; it looks like {looks_like(opened)}")
+    print(f"licence of {found.model.name}: {found.model.licence.name}. {found.model.licence.terms}")
     return 0
 
 
@@ -127,12 +144,12 @@ def _check_file(path: Path) -> None:
     matches = compare(file)
     about = f"{len(file.tensors)} tensors, {file.nbytes / 1e9:.2f} GB, {_dtypes(file.dtypes())}"
     if not matches:
-        raise UserError(
-            f"{path} ({about}) is of no model that this version knows; it begins with {_first(file.tensors)}"
-        )
+        raise UserError(f"{path} ({about}) is of no model that this version knows; it looks like {looks_like(file)}")
     best = matches[0]
     if not best.exact:
-        raise UserError(f"{path} ({about}) is of no known model; the nearest is {best}")
+        raise UserError(
+            f"{path} ({about}) is of no known model; it looks like {looks_like(file)}; the nearest is {best}"
+        )
     print(f"{path}: {best}")
     print(about)
     if len(best.models) > 1:
@@ -141,19 +158,19 @@ def _check_file(path: Path) -> None:
         print("CLIP's towers are not in it; open_clip_pytorch_model.bin of clip-vit-h14 is needed beside it")
     if file.others:
         print(f"passed over: {', '.join(file.others[:5])}{', ...' if len(file.others) > 5 else ''}")
-    for name in best.models:
-        licence = MODELS[name].licence
-        print(f"licence of {name}: {licence.name}. {licence.terms}")
+    for sentence in effective_terms([_card_of(MODELS[name]) for name in best.models]).sentences:
+        print(f"licence of {sentence}")
+
+
+def _card_of(model: Model) -> dict[str, str]:
+    licence = model.licence
+    return {"name": model.name, "licence": licence.name, "commercial": licence.commercial, "terms": licence.terms}
 
 
 def _load(name: str, path: Path | None) -> int:
     load_prior(name, path)
     print(f"{path or name}: {name!r}, whole, and every tensor has its place")
     return 0
-
-
-def _first(tensors: Any) -> str:
-    return repr(next(iter(tensors), "nothing"))
 
 
 def _dtypes(counts: dict[str, int]) -> str:

@@ -83,8 +83,13 @@ class Plan:
 
 
 def missing_files(model: Model, folder: Path) -> list[str]:
-    """Files of the model's first loadable source that are not in its place below `folder`."""
-    return [file.path for file in model.source.files if not (folder / model.name / file.path).is_file()]
+    """Files that are not in the model's place below `folder`; nothing if those of any one loadable source all are."""
+    found = [
+        [file.path for file in source.files if not (folder / model.name / file.path).is_file()]
+        for source in model.sources
+        if source.loadable
+    ]
+    return [] if [] in found else found[0]
 
 
 def plan(model: Model, folder: Path, hub: Hub, repo: str | None = None) -> list[Plan]:

@@ -29,7 +29,9 @@ from maquette.priors.identify import compare
 from maquette.priors.multiview import MultiViewPrior
 from maquette.priors.nano.package import NanoPrior, load_nano, save_nano
 from maquette.priors.published import MODELS, PublishedConfig, assemble, completed, load_networks, outline, parts
-from maquette.priors.registry import ALIASES, find_model
+from maquette.priors.registry import ALIASES, Model, find_model
+from maquette.priors.single_view import STABLE_DIFFUSION_MODELS, ZERO123_MODELS, load_single_view
+from maquette.priors.stable_diffusion import StableDiffusionPrior
 from maquette.priors.tensor_files import TensorFile, open_tensors
 from maquette.priors.weights_folder import FoundWeights, find_published
 from maquette.priors.zero123 import Zero123Prior
@@ -48,7 +50,7 @@ PUBLISHED = "published-multiview"
 
 def prior_names() -> tuple[str, ...]:
     """Names that `load_prior` knows: those inside the package, and published models whose weights can be fetched."""
-    return (*SHIPPED, *MODELS)
+    return (*SHIPPED, *MODELS, *ZERO123_MODELS, *STABLE_DIFFUSION_MODELS)
 
 
 def find_card(name: str, weights: Path | None = None) -> Card:
@@ -94,6 +96,8 @@ def load_prior(
     """
     if ALIASES.get(name, name) in MODELS:
         return _load_published(find_published(find_model(name), weights), torch.device(device), dtype)
+    if (other := ALIASES.get(name, name)) in ZERO123_MODELS or other in STABLE_DIFFUSION_MODELS:
+        raise UserError(f"{name} is a {find_model(name).role}, and a multi-view prior is wanted: {', '.join(MODELS)}")
     card = find_card(name, weights)
     if card.kind != "nano-multiview":
         raise UserError(
@@ -117,25 +121,60 @@ def save_prior(
 
 
 def load_view_prior(
-    name: str = "nano-zero123", weights: Path | None = None, device: torch.device | str = "cpu"
+    name: str = "nano-zero123",
+    weights: Path | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
 ) -> Zero123Prior:
     """The novel-view prior of that name: one picture, another camera. UserError as `load_prior` raises it."""
+    if ALIASES.get(name, name) in ZERO123_MODELS:
+        prior = _load_single_view(find_published(find_model(name), weights), device, dtype)
+        assert isinstance(prior, Zero123Prior)
+        return prior
     card = find_card(name, weights)
     if card.kind != "nano-zero123":
         raise UserError(f"{card.path} holds a prior of kind {card.kind!r}; a novel-view one is nano-zero123")
-    prior = load_nano(card)
-    assert isinstance(prior, Zero123Prior)
-    return prior.to(device)
+    nano = load_nano(card)
+    assert isinstance(nano, Zero123Prior)
+    return nano.to(device, dtype)
+
+
+def load_image_prior(
+    name: str = "stable-diffusion-2.1-base",
+    weights: Path | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> StableDiffusionPrior:
+    """The prior of that name that makes single images of words. UserError as `load_prior` raises it."""
+    if ALIASES.get(name, name) not in STABLE_DIFFUSION_MODELS:
+        raise UserError(f"there is no image prior {name!r}; known are {', '.join(STABLE_DIFFUSION_MODELS)}")
+    prior = _load_single_view(find_published(find_model(name), weights), device, dtype)
+    assert isinstance(prior, StableDiffusionPrior)
+    return prior
+
+
+def _load_single_view(
+    found: FoundWeights, device: torch.device | str, dtype: torch.dtype | None
+) -> Zero123Prior | StableDiffusionPrior:
+    words = found.model.name in STABLE_DIFFUSION_MODELS
+    return load_single_view(
+        found.model.name, found.root, device=device, dtype=dtype, merges=found.merges() if words else None,
+        facts=_facts(found.model),
+    )  # fmt: skip
+
+
+def _facts(model: Model) -> dict[str, Any]:
+    """What the registry knows of a model, for the card of its prior."""
+    licence = model.licence
+    return {"name": model.name, "licence": licence.name, "commercial": licence.commercial, "terms": licence.terms,
+            "role": model.role}  # fmt: skip
 
 
 def _load_published(found: FoundWeights, device: torch.device, dtype: torch.dtype | None) -> MultiViewPrior:
     """A released model from its file or its package, filled one tensor at a time on the device itself."""
     dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
     model = found.model
-    facts = {
-        "name": model.name, "licence": model.licence.name, "commercial": model.licence.commercial,
-        "terms": model.licence.terms, "role": model.role,
-    }  # fmt: skip
+    facts = _facts(model)
     if (card := package_of(found.file)) is not None:
         config, file, merges = open_package(card, model.name)
         facts = {key: value for key, value in card.values.items() if key not in ("config", "files", "tokenizer")}

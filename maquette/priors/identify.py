@@ -10,7 +10,17 @@ from functools import cache
 from maquette.diffusion.clip import CLIP, vit_h14
 from maquette.priors import layout_ldm
 from maquette.priors.published import MODELS, SCHEDULE, Part, outline, parts
+from maquette.priors.single_view import SD15, SD21, ZERO123, ZERO123_MODELS, LdmConfig, ldm_parts
 from maquette.priors.tensor_files import TensorFile
+
+AVERAGE = (r"model_ema\..*",)
+"""The running average of a U-Net, which loaders prefer where it is."""
+CHECKPOINTS: dict[str, LdmConfig] = {
+    **dict.fromkeys(ZERO123_MODELS, ZERO123),
+    "stable-diffusion-1.5": SD15,
+    "stable-diffusion-2.1-base": SD21,
+}
+"""Models that are published as one checkpoint without multi-view attention."""
 
 
 @dataclass(frozen=True)
@@ -94,14 +104,19 @@ def candidates() -> dict[tuple[str, ...], _Candidate]:
 def _each() -> Iterator[tuple[str, _Candidate]]:
     for name, config in MODELS.items():
         yield name, _candidate(parts(config()).values(), SCHEDULE)
+    made: dict[LdmConfig, _Candidate] = {}
+    for name, ldm in CHECKPOINTS.items():
+        if ldm not in made:
+            made[ldm] = _candidate(ldm_parts(ldm).values(), SCHEDULE, AVERAGE)
+        yield name, made[ldm]
     vision, text = vit_h14()
     towers = Part("", layout_ldm.openclip(vision, text), lambda: CLIP(vision, text))
     yield "clip-vit-h14", _candidate([towers], ())
 
 
-def _candidate(listed: Iterable[Part], beside: tuple[str, ...]) -> _Candidate:
+def _candidate(listed: Iterable[Part], beside: tuple[str, ...], patterns: tuple[str, ...] = ()) -> _Candidate:
     shapes: dict[str, tuple[int, ...]] = {}
-    ignored = [re.escape(name) for name in beside]
+    ignored = [*patterns, *(re.escape(name) for name in beside)]
     for part in listed:
         written = part.table.write(outline(part).state_dict(), part.prefix)
         shapes |= {name: tuple(tensor.shape) for name, tensor in written.items()}

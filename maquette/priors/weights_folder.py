@@ -34,12 +34,19 @@ class FoundWeights:
 
     model: Model
     file: Path
-    """A published file, or the card of a converted package."""
+    """A published file, the first of several, or the card of a converted package."""
+    folder: Path
+    """Where the model's files are, under their published names."""
 
     @property
     def packaged(self) -> bool:
         """Whether `file` is a card."""
         return self.file.name == CARD_FILE
+
+    @property
+    def root(self) -> Path:
+        """What a loader takes: the one file, or the folder of a model that was published as several."""
+        return self.file if self.file.parent == self.folder else self.folder
 
     def merges(self) -> Path:
         """The tokeniser's list of merges. UserError naming the places where it was looked for."""
@@ -47,7 +54,7 @@ class FoundWeights:
             if (found := find_merges(folder)) is not None:
                 return found
         raise UserError(
-            f"{self.model.name} needs the list of merges of its tokeniser: put {PLACES[0]} beside {self.file}, or let "
+            f"{self.model.name} needs the list of merges of its tokeniser: put {PLACES[0]} into {self.folder}, or let "
             "`maquette models fetch clip-tokenizer` get it"
         )
 
@@ -60,7 +67,7 @@ class FoundWeights:
 
     def _nearby(self, name: str) -> Iterator[Path]:
         """Folders that may hold the files of `name`."""
-        here = self.file.parent
+        here = self.folder
         yield from (here, here / name, here.parent / name, weights_folder() / name)
 
 
@@ -70,7 +77,7 @@ def find_published(model: Model, weights: Path | None = None, folder: Path | Non
     UserError saying where it was looked for, and how to get them.
     """
     if weights is not None and weights.is_file():
-        return FoundWeights(model, weights)
+        return FoundWeights(model, weights, weights.parent)
     if weights is not None and not weights.exists():
         raise UserError(f"no weights at {weights}")
     base = weights or folder or weights_folder()
@@ -79,7 +86,7 @@ def find_published(model: Model, weights: Path | None = None, folder: Path | Non
         for name in names:
             # A card directly in the folder may be of any prior; the caller compares its name.
             if (place / name).is_file():
-                return FoundWeights(model, place / name)
+                return FoundWeights(model, place / name, place)
     wanted = names[1] if len(names) > 1 else CARD_FILE
     raise UserError(
         f"the weights of {model.name!r} are not here: there is no {wanted} in {base / model.name}; "

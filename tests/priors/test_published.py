@@ -14,7 +14,7 @@ from maquette.images import Prompt
 from maquette.priors import hub, identify, published
 from maquette.priors.cards import CARD_FILE, read_card
 from maquette.priors.convert import to_package, to_published
-from maquette.priors.hub import load_prior
+from maquette.priors.hub import load_image_prior, load_prior, load_view_prior
 from maquette.priors.identify import compare
 from maquette.priors.published import SCHEDULE, outline, parts
 from maquette.priors.registry import find_model
@@ -37,6 +37,7 @@ WHITE = torch.ones(3)
 def small_models(monkeypatch, tmp_path):
     """The released models are small here, and nothing is looked for in the person's own folders."""
     identify.candidates.cache_clear()
+    monkeypatch.setattr(identify, "CHECKPOINTS", {})  # those of full size take a while
     for name, config in CONFIGS.items():
         monkeypatch.setitem(published.MODELS, name, lambda config=config: config)
     monkeypatch.setenv("MAQUETTE_WEIGHTS", str(tmp_path / "weights"))
@@ -196,7 +197,7 @@ def test_files_of_other_models_are_refused(tmp_path):
 
 def test_a_missing_tokeniser_is_named_with_its_remedy(tmp_path):
     path = write_published(tmp_path / "a", "mvdream", merges=False)
-    with pytest.raises(UserError, match=r"list of merges .* merges\.txt beside .* `maquette models fetch clip-tok"):
+    with pytest.raises(UserError, match=r"list of merges .* merges\.txt into .* `maquette models fetch clip-tok"):
         load_prior("mvdream", path)
     write_merges(tmp_path / "weights" / "clip-tokenizer")
     assert load_prior("mvdream", path).tokenizer.length == 10
@@ -259,6 +260,29 @@ def test_identification_finds_the_likeliest(tmp_path):
     assert best.models == ("mvdream-sd15",) and not best.exact
     assert best.missing == ("first_stage_model.quant_conv.bias",) and best.unknown == ("extra",)
     assert "lacks 1 (first_stage_model.quant_conv.bias) and has unknown 1 (extra)" in str(best)
+
+
+def test_each_kind_of_prior_has_its_door(tmp_path):
+    with pytest.raises(
+        UserError, match="zero123-xl is a novel-view prior, and a multi-view prior is wanted: imagedream"
+    ):
+        load_prior("zero123-xl")
+    with pytest.raises(UserError, match="no image prior 'mvdream'; known are stable-diffusion-1.5"):
+        load_image_prior("mvdream")
+    with pytest.raises(
+        UserError, match=r"no zero123-xl\.ckpt in .*weights.zero123-xl; `maquette models fetch zero123-xl`"
+    ):
+        load_view_prior("zero123-xl")
+    place = tmp_path / "weights" / "zero123-xl"
+    place.mkdir(parents=True)
+    torch.save({"state_dict": {"model.diffusion_model.out.2.bias": torch.zeros(4)}}, place / "zero123-xl.ckpt")
+    with pytest.raises(UserError, match=r"zero123-xl\.ckpt"):
+        load_view_prior("zero123-xl")
+    write_merges(tmp_path / "weights" / "clip-tokenizer")
+    (tmp_path / "weights" / "stable-diffusion-1.5" / "unet").mkdir(parents=True)
+    (tmp_path / "weights" / "stable-diffusion-1.5" / "unet" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"not? whole model in the diffusers layout|is missing"):
+        load_image_prior("sd15")
 
 
 FULL = {"imagedream": "imagedream_pixel", "imagedream-local": "imagedream_local", "mvdream": "mvdream_sd21_4view",
