@@ -204,7 +204,8 @@ def _torchvision(report: Report) -> None:
 def _weights(report: Report) -> None:
     present: dict[str, Any] = {}
     try:
-        from maquette.priors.hub import SHIPPED, find_card, read_tensors
+        from maquette.priors.cards import read_tensors
+        from maquette.priors.hub import SHIPPED, find_card
     except Exception as error:
         report.faults.append(f"the priors cannot be examined, because their code does not import ({error})")
         return
