@@ -221,21 +221,36 @@ class PixelHead(nn.Module):
 
     A head that predicts each patch from one latent cell leaves a visible lattice. Here the features are spread to
     pixels first, joined with the noisy pixels and refined by two overlapping 3x3 convolutions.
+
+    With `copy` the second half of the input channels are those of a prompt, and the head says for each pixel how much
+    of it is the prompt's own: out = g prompt + (1 - g) rgb, g = sigmoid(one more channel). It is for networks that
+    predict x0. Without it a small network takes very long to learn that a view may simply be its prompt.
     """
 
-    def __init__(self, channels: int, in_channels: int, out_channels: int, patch: int, width: int) -> None:
+    def __init__(
+        self, channels: int, in_channels: int, out_channels: int, patch: int, width: int, copy: bool = False
+    ) -> None:
         super().__init__()
         if out_channels % patch**2 or in_channels % patch**2:
             raise ValueError(f"a pixel head needs out_channels divisible by patch^2 = {patch**2}, got {out_channels}")
-        self.patch = patch
+        if copy and in_channels != 2 * out_channels:
+            raise ValueError(
+                f"a head that copies needs the prompt beside every view, in_channels = {2 * out_channels}; got "
+                f"{in_channels}"
+            )
+        self.patch, self.copy = patch, copy
         pixel_channels = out_channels // patch**2
         self.spread = nn.Conv2d(channels, width * patch**2, 3, padding=1)
         self.mix = nn.Conv2d(width + in_channels // patch**2, 2 * width, 3, padding=1)
-        self.out = nn.Conv2d(2 * width, pixel_channels, 3, padding=1)
+        self.out = nn.Conv2d(2 * width, pixel_channels + copy, 3, padding=1)
 
     def forward(self, h: Tensor, noisy: Tensor) -> Tensor:
-        pixels = torch.cat([F.pixel_shuffle(self.spread(h), self.patch), F.pixel_shuffle(noisy, self.patch)], dim=1)
-        return F.pixel_unshuffle(self.out(F.silu(self.mix(pixels))), self.patch)
+        seen = F.pixel_shuffle(noisy, self.patch)
+        pixels = self.out(F.silu(self.mix(torch.cat([F.pixel_shuffle(self.spread(h), self.patch), seen], dim=1))))
+        if self.copy:
+            prompt, gate = seen[:, seen.shape[1] // 2 :], torch.sigmoid(pixels[:, -1:])
+            pixels = pixels[:, :-1] + gate * (prompt - pixels[:, :-1])
+        return F.pixel_unshuffle(pixels, self.patch)
 
 
 class EmbeddingMLP(nn.Module):

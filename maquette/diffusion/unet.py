@@ -81,6 +81,8 @@ class UNetConfig:
     """Pixels per latent side of an exact space-to-depth codec; used only by `pixel_head`."""
     pixel_head: int = 0
     """Width of the full-resolution output head for space-to-depth latents; 0 is the published convolution."""
+    pixel_copy: bool = False
+    """The pixel head may take pixels from the prompt that lies beside every view (see `PixelHead`)."""
 
     def __post_init__(self) -> None:
         if not len(self.channel_mult) == len(self.res_blocks) == len(self.attention):
@@ -201,7 +203,9 @@ class MultiViewUNet(nn.Module):
         self.norm_out = nn.GroupNorm(config.groups, width, eps=1e-5)
         self.head: nn.Module
         if config.pixel_head:
-            self.head = PixelHead(width, config.in_channels, config.out_channels, config.patch, config.pixel_head)
+            self.head = PixelHead(
+                width, config.in_channels, config.out_channels, config.patch, config.pixel_head, config.pixel_copy
+            )
         else:
             self.head = nn.Conv2d(width, config.out_channels, 3, padding=1)
             nn.init.zeros_(self.head.weight)

@@ -59,6 +59,7 @@ def nano_network() -> UNetConfig:
         ff_mult=2,
         patch=4,
         pixel_head=8,
+        pixel_copy=True,
     )
 
 

@@ -42,6 +42,7 @@ def view_network() -> UNetConfig:
         ff_mult=2,
         patch=4,
         pixel_head=8,
+        pixel_copy=True,
     )
 
 
