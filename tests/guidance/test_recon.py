@@ -13,7 +13,7 @@ from maquette.guidance.recon import ReconConfig, ReconGuidance
 from maquette.images import Prompt
 from maquette.priors.base import predict_pair
 from tests.guidance.oracle import oracle
-from tests.priors.tiny import PRIORS, four_cameras, noisy, prompt
+from tests.priors.tiny import PRIORS, cameras_for, four_cameras, noisy, prompt
 
 WHITE = torch.ones(3)
 PLAIN = ReconConfig(guidance_scale=1.0, rescale=0.0)
@@ -159,9 +159,10 @@ def test_the_background_reaches_the_network():
 @pytest.mark.parametrize("form", ["x0", "eps"])
 def test_every_prior_can_be_distilled(name, form):
     prior = PRIORS[name]()
-    images = torch.rand(2, 4, 3, 24, 24, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    shape = (2, prior.num_views or 1, 3, 24, 24)
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
     guidance = ReconGuidance(prior, prompt(), ReconConfig(form=form))
-    result = guidance(images, four_cameras(), WHITE, (0.02, 0.98), torch.Generator().manual_seed(1))
+    result = guidance(images, cameras_for(prior), WHITE, (0.02, 0.98), torch.Generator().manual_seed(1))
     result.loss.backward()
     assert result.loss.ndim == 0 and torch.isfinite(images.grad).all() and images.grad.any()
     assert 20 <= result.metrics["t"] <= 980 and result.metrics["grad_norm"] > 0

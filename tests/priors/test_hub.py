@@ -138,7 +138,7 @@ def test_cards_are_checked(package, tmp_path):
         with pytest.raises(UserError, match=match):
             load_prior("tiny", package)
 
-    refused("kind 'other'; this version knows nano-multiview", kind="other")
+    refused("kind 'other'; a multi-view prior is of kind nano-multiview", kind="other")
     refused("holds the prior 'small', not 'tiny'", name="small")
     refused("lacks licence", licence=None)
     refused("every entry of 'files'", files=[{"file": "x"}])
