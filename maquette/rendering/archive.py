@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from maquette.errors import UserError
 from maquette.run.state import read_state, write_state
 
+Scene = TypeVar("Scene", bound=nn.Module)
 FILE = "scene.safetensors"
 _TRUSTED = __name__.split(".")[0]
 
@@ -38,6 +39,19 @@ def read_scene(folder: Path | str, expected: type) -> tuple[Any, dict[str, Tenso
     if not isinstance(config, expected):
         raise UserError(f"{path} holds a {type(config).__name__}, expected a {expected.__name__}")
     return config, tensors
+
+
+def restore_scene(folder: Path | str, expected: type[Any], build: Callable[[Any], Scene]) -> Scene:
+    """The scene that `build` makes of a saved configuration, with the saved tensors; UserError as `read_scene`, and
+    where the tensors do not fit.
+    """
+    config, tensors = read_scene(folder, expected)
+    scene = build(config)
+    try:
+        scene.load_state_dict(tensors)
+    except (RuntimeError, KeyError) as error:
+        raise UserError(f"the scene in {folder} does not fit its own configuration ({error})") from error
+    return scene
 
 
 def describe(value: Any) -> Any:

@@ -16,7 +16,7 @@ from maquette.errors import UserError
 from maquette.fields.background import BackgroundConfig, FlatBackgroundConfig, build_background
 from maquette.fields.material import shade
 from maquette.fields.surface import SurfaceField, SurfaceFieldConfig
-from maquette.rendering.archive import read_scene, write_scene
+from maquette.rendering.archive import restore_scene, write_scene
 from maquette.rendering.base import Rendering, Samples, Shot
 from maquette.rendering.rays import Rays, cast_rays
 from maquette.rendering.sampling import March, OccupancyConfig, OccupancyGrid, draw_offsets, march
@@ -253,10 +253,4 @@ class SurfaceScene(nn.Module):
     def load(cls, folder: Path | str) -> SurfaceScene:
         """The scene that `save` wrote, on the CPU; it renders the same pictures. Raises UserError for a damaged
         file."""
-        config, tensors = read_scene(folder, SurfaceConfig)
-        scene = cls(config)
-        try:
-            scene.load_state_dict(tensors)
-        except (RuntimeError, KeyError) as error:
-            raise UserError(f"the scene in {folder} does not fit its own configuration ({error})") from error
-        return scene
+        return restore_scene(folder, SurfaceConfig, cls)

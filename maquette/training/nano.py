@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -33,7 +32,7 @@ from maquette.training.encoders import Encoders, EncoderTraining, train_encoders
 from maquette.training.loop import run_training
 from maquette.training.multiview import MultiViewTraining, Trainer
 from maquette.training.validation import Validation
-from maquette.training.weights import save_weights
+from maquette.training.weights import save_weights, saved_average
 
 
 def nano_network() -> UNetConfig:
@@ -179,6 +178,4 @@ def _network_of(initial: Path) -> dict[str, Tensor]:
             f"{initial} has no average.safetensors, trainer.safetensors or card.json; give an earlier chunk's folder "
             "or a weights package"
         )
-    with safe_open(path, "pt") as file:
-        names = [name for name in file.keys() if name.startswith("average.")]  # noqa: SIM118
-        return {name.removeprefix("average."): file.get_tensor(name) for name in names}
+    return saved_average(path)

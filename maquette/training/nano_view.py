@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from maquette.diffusion.unet import UNetConfig
@@ -29,6 +28,7 @@ from maquette.run.settings import plain
 from maquette.training.data import PackedObjects
 from maquette.training.loop import run_training
 from maquette.training.novel_view import NovelViewTrainer, NovelViewTraining
+from maquette.training.weights import saved_average
 
 
 def train_nano_view(
@@ -94,6 +94,4 @@ def _networks_of(initial: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{initial} has no trainer.safetensors or card.json; give an earlier chunk's folder or a weights package"
         )
-    with safe_open(path, "pt") as file:
-        names = [name for name in file.keys() if name.startswith("average.")]  # noqa: SIM118
-        return {name.removeprefix("average."): file.get_tensor(name) for name in names}
+    return saved_average(path)

@@ -93,3 +93,10 @@ def load_state(path: Path, model: nn.Module, average: Average, optimiser: torch.
         moments.setdefault(int(index), {})[entry] = value
     optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
     return int(metadata["step"])
+
+
+def saved_average(path: Path) -> dict[str, Tensor]:
+    """The averaged weights in a file that `save_state` wrote."""
+    with safe_open(path, "pt") as file:
+        names = [name for name in file.keys() if name.startswith("average.")]  # noqa: SIM118 (not a mapping)
+        return {name.removeprefix("average."): file.get_tensor(name) for name in names}
