@@ -85,11 +85,27 @@ def run_method(method: Method, arguments: list[str]) -> int:
     options, config = read_options(method, arguments)
     prompt = read_prompt(options.image, mask=options.mask, caption=options.caption, negative=options.negative)
     prompt = with_elevation(prompt, options.elevation)
-    out = options.out or Path("runs") / f"{method.name}-{slug(options.image)}"
+    out = options.out or Path("runs") / f"{method.name}-{slug(options.image.stem)}"
+    return make_in_folder(method, prompt, config, out, describe_inputs(options), options, arguments)
+
+
+def make_in_folder(
+    method: Method,
+    prompt: Prompt,
+    config: Any,
+    out: Path,
+    inputs: dict[str, Any],
+    options: Any,
+    arguments: list[str],
+) -> int:
+    """Run a method in a folder, write its result and what is made from it, and print the closing box; exit code 0.
+
+    `options` has `seed`, `device` and `overwrite`; `inputs` says what goes in, and counts as a setting.
+    """
     began = time.monotonic()
     with Run.open(
         out, config=config, seed=options.seed, device=options.device, method=method.name,
-        inputs=describe_inputs(options), overwrite=options.overwrite,
+        inputs=inputs, overwrite=options.overwrite,
     ) as run:  # fmt: skip
         announce(method, config, prompt, run)
         with LiveFolder(run) as live:
@@ -107,13 +123,18 @@ def print_estimate(method: Method, arguments: list[str]) -> int:
         if not str(error).startswith("IMAGE is missing"):
             raise
         options, config = read_options(method, [*arguments, "IMAGE"])
+    print_cost(method, config, options.device)
+    return 0
+
+
+def print_cost(method: Method, config: Any, device: str) -> None:
+    """Print the time and memory that a config takes, as far as measured."""
     seconds, memory = method.estimate(config)
-    device = resolve_device(options.device)
-    if seconds and device.type == "cpu":
+    where = resolve_device(device)
+    if seconds and where.type == "cpu":
         print(f"time: about {duration(seconds)} on two CPU cores\nmemory: about {gib(memory + LIBRARIES)}")
     else:
-        print(describe_cost(config, device))
-    return 0
+        print(describe_cost(config, where))
 
 
 def read_options(method: Method, arguments: list[str]) -> tuple[Options, Any]:
@@ -198,9 +219,9 @@ def describe_inputs(options: Options) -> dict[str, Any]:
     return inputs
 
 
-def slug(image: Path) -> str:
-    """The picture's name as part of a folder's name."""
-    return re.sub(r"[^a-z0-9]+", "-", image.stem.lower()).strip("-") or "image"
+def slug(name: str) -> str:
+    """A name as part of a folder's name."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "image"
 
 
 def announce(method: Method, config: Any, prompt: Prompt, run: Run) -> None:
