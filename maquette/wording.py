@@ -2,7 +2,8 @@
 
 A caption names the view that its picture shows by a suffix, "a red chair, back view". The limits are DreamFusion's
 (arXiv:2209.14988): overhead above 60 degrees of elevation, else front within 45 degrees of azimuth 0, back within 45
-of 180, side between. `training` writes its captions with the same words.
+of 180, side between. `training` writes its captions with the same words. Recipes for other priors may ask with
+narrower sides (`guidance/view_text.py`).
 """
 
 from __future__ import annotations

@@ -35,7 +35,9 @@ class ViewTextConfig:
     view_words: bool = True
     """Say in the caption which side a view shows."""
     front: float = 30.0
-    """Degrees of azimuth around the front that count as front, and around the back as back."""
+    """Degrees of azimuth around the front that count as front, and around the back as back. USD's recipe says 30;
+    nano's captions were written with DreamFusion's usual 45 (`wording.FRONT_WITHIN`), so ask it with that.
+    """
     overhead: float = 60.0
     """Degrees of elevation above which a view is overhead."""
     sample_posterior: bool = True
