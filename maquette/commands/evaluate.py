@@ -27,11 +27,17 @@ from maquette.evaluation.published import ClipEncoder, DinoEncoder
 from maquette.evaluation.truth import Protocol
 from maquette.images import Prompt, Views
 from maquette.priors.cards import CARD_FILE
+from maquette.priors.hub import SHIPPED as SHIPPED_PRIORS
+from maquette.priors.hub import find_card
 from maquette.run import Run, fingerprint
 from maquette.run.files import write_json
 from maquette.run.settings import plain
 
-METHODS = {"imagedream": "maquette.commands.imagedream", "views": "maquette.commands.views"}
+METHODS = {
+    "imagedream": "maquette.commands.imagedream",
+    "usd": "maquette.commands.usd",
+    "views": "maquette.commands.views",
+}
 """What can be evaluated: method -> the module whose METHOD it is."""
 
 
@@ -65,7 +71,7 @@ class Judges:
 class ObjectOptions:
     folder: Annotated[Positional[Path], arg(metavar="FOLDER")]
     """Objects with an index.jsonl, as in a data pack's val."""
-    method: Literal["imagedream", "views"] = "imagedream"
+    method: Literal["imagedream", "usd", "views"] = "imagedream"
     """What is evaluated."""
     out: Path = Path("metrics.json")
     """The figures; everything behind them is kept in a folder of the same name beside it."""
@@ -75,6 +81,8 @@ class ObjectOptions:
     """Take exactly these objects instead."""
     train: Path | None = None
     """Folder of training objects: adds the nearest of them as a baseline."""
+    baselines: bool = True
+    """Measure baselines too; the comparison of a method's settings can do without."""
     elevation: float = 5.0
     """Degrees above the horizon of the prompt's camera."""
     judges: Judges = Judges()
@@ -95,7 +103,7 @@ class ObjectOptions:
 class PromptOptions:
     folder: Annotated[Positional[Path], arg(metavar="FOLDER")]
     """Pictures, with captions in an index.jsonl if there is one."""
-    method: Literal["imagedream", "views"] = "imagedream"
+    method: Literal["imagedream", "usd", "views"] = "imagedream"
     """What is evaluated."""
     out: Path = Path("prompts.json")
     """The figures; everything behind them is kept in a folder of the same name beside it."""
@@ -121,7 +129,7 @@ class PromptOptions:
 class GsoOptions:
     folder: Annotated[Positional[Path], arg(metavar="FOLDER")]
     """The scans: alarm.glb, backpack.obj ..., or folders of these names with one mesh in each; not glTF means +z up."""
-    method: Literal["imagedream"] = "imagedream"
+    method: Literal["imagedream", "usd"] = "imagedream"
     """What is evaluated."""
     results: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """Measure the meshes in this folder, named as the scans are, instead of running a method."""
@@ -187,8 +195,8 @@ def objects(arguments: list[str]) -> int:
     evaluate: Callable[..., dict[str, Any]] = evaluate_views if options.method == "views" else evaluate_objects
     report = evaluate(
         options.folder, Answering(method, config, options.seed, options.device), benchmark, out=options.out,
-        train=options.train, encoders=options.judges.load(),
-        method={"name": method.name, "config": plain(config)}, overwrite=options.overwrite, say=_say,
+        train=options.train, baselines=options.baselines, encoders=options.judges.load(),
+        method=_identity(method, config), overwrite=options.overwrite, say=_say,
     )  # fmt: skip
     rows = {method.name: report["mean"], **{name: entry["mean"] for name, entry in report["baselines"].items()}}
     print(_table(rows))
@@ -205,7 +213,7 @@ def prompts(arguments: list[str]) -> int:
         reconstruct=None if options.method == "views" else answer, encoders=options.judges.load(),
         classifier=None if options.inception is None else InceptionClassifier(options.inception),
         config=PromptBenchmark(limit=options.limit, seed=options.seed), out=options.out,
-        method={"name": method.name, "config": plain(config)}, overwrite=options.overwrite, say=_say,
+        method=_identity(method, config), overwrite=options.overwrite, say=_say,
     )  # fmt: skip
     kinds = [kind for kind in ("prompt", "diffused", "rendered") if kind in report]
     print(_table({kind: {name: figure["mean"] for name, figure in report[kind].items()} for kind in kinds}))
@@ -226,7 +234,7 @@ def gso(arguments: list[str]) -> int:
         reconstruct=None if options.results is not None else Answering(method, config, options.seed, options.device),
         results=options.results, renders=options.renders,
         lpips=None if options.lpips is None else Lpips.load(*options.lpips), out=options.out,
-        method={"name": method.name, "config": plain(config)}, overwrite=options.overwrite, say=_say,
+        method={} if options.results is not None else _identity(method, config), overwrite=options.overwrite, say=_say,
     )  # fmt: skip
     print(_table({method.name if options.results is None else options.results.name: report["mean"]}))
     print(f"{options.out}: {len(report['objects'])} objects, {len(report['failures'])} failures")
@@ -274,6 +282,19 @@ def _read(kind: type[Any], arguments: list[str], command: str) -> tuple[Any, Met
     method: Method = import_module(METHODS[name]).METHOD
     options: Any = parse(method_options(kind, starting_config(method, arguments)), arguments, command)
     return options, method, options.config
+
+
+def _identity(method: Method, config: Any) -> dict[str, Any]:
+    """What results are kept under: the method, its settings, and which weights their names stand for today.
+
+    The shipped weights change from version to version under one name; answers of other ones must not be taken for
+    theirs. Published files do not change, and hashing gigabytes for each call would cost more than it tells.
+    """
+    identity = {"name": method.name, "config": plain(config)}
+    name, weights = getattr(config, "prior", ""), getattr(config, "weights", None)
+    if name in SHIPPED_PRIORS or (weights is not None and (Path(weights) / CARD_FILE).is_file()):
+        identity["weights"] = find_card(name, weights).sha256
+    return identity
 
 
 def _say(line: str) -> None:

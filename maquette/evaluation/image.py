@@ -46,6 +46,18 @@ def mean_absolute_error(a: Float[Tensor, "*b c h w"], b: Float[Tensor, "*b c h w
     return (a.double() - b.double()).abs().mean(dim=(-3, -2, -1)).to(a.dtype)
 
 
+def saturation(image: Float[Tensor, "*b 3 h w"], mask: Float[Tensor, "*b 1 h w"]) -> Float[Tensor, "*b"]:
+    """Mean over a mask's pixels of (max - min) / max of their channels: 0 for greys, 1 for pure colours, 0 without
+    pixels.
+
+    Strong guidance over-exposes: its pictures are more saturated than what they show.
+    """
+    high, low = image.double().amax(dim=-3), image.double().amin(dim=-3)
+    inside = (mask[..., 0, :, :] > 0.5).double()
+    value = (high - low) / high.clamp(min=1e-6) * inside
+    return (value.sum(dim=(-2, -1)) / inside.sum(dim=(-2, -1)).clamp(min=1)).to(image.dtype)
+
+
 def psnr(
     a: Float[Tensor, "*b c h w"], b: Float[Tensor, "*b c h w"], data_range: float = 1.0, ceiling: float = math.inf
 ) -> Float[Tensor, "*b"]:

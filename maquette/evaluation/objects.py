@@ -41,7 +41,7 @@ from maquette.rendering.raster import render_mesh
 from maquette.run.files import write_json
 
 Answer = TypeVar("Answer", Asset, Views)
-MEASURES = 2
+MEASURES = 3
 """Raised when figures are made in another way or new ones are added."""
 
 
@@ -89,6 +89,7 @@ def evaluate_objects(
     *,
     out: str | Path = "metrics.json",
     train: str | Path | None = None,
+    baselines: bool = True,
     encoders: Sequence[ImageEncoder] = (),
     method: Mapping[str, Any] | None = None,
     overwrite: bool = False,
@@ -96,21 +97,21 @@ def evaluate_objects(
 ) -> dict[str, Any]:
     """Measure a method that makes assets; returns what it also writes to `out`.
 
-    `reconstruct(prompt, folder)` answers in the scene's frame. Baselines are the billboard, the lathe and, where
-    `train` names a folder of training objects, the nearest of them. `encoders` add `<name>_image`, the likeness of
-    the pictures to the prompt. `method` holds the method's name and settings: results of other settings in the same
-    place are refused (UserError), or deleted with `overwrite`. An object for which the method raises is listed under
-    `failures`, left out of the means, and tried again by the next call; RunFailed if there is no other. `say` gets a
-    line per object.
+    `reconstruct(prompt, folder)` answers in the scene's frame. Unless `baselines` is off, the billboard, the lathe and,
+    where `train` names a folder of training objects, the nearest of them are measured beside it. `encoders` add
+    `<name>_image`, the likeness of the pictures to the prompt. `method` holds the method's name and settings: results
+    of other settings in the same place are refused (UserError), or deleted with `overwrite`. An object for which the
+    method raises is listed under `failures`, left out of the means, and tried again by the next call; RunFailed if
+    there is no other. `say` gets a line per object.
     """
     protocol = config.protocol
-    baselines: dict[str | None, Callable[[Prompt, Path], Asset]] = {
+    others: dict[str | None, Callable[[Prompt, Path], Asset]] = {
         "billboard": lambda prompt, _: Asset(billboard(_image(prompt), protocol)),
         "lathe": lambda prompt, _: Asset(lathe(_image(prompt), protocol)),
     }
-    nearest = _nearest(train, protocol, Path(out), say)
+    nearest = _nearest(train, protocol, Path(out), say) if baselines else None
     if nearest is not None:
-        baselines["nearest"] = lambda prompt, _: nearest.reconstruct(_image(prompt))
+        others["nearest"] = lambda prompt, _: nearest.reconstruct(_image(prompt))
 
     def keep(record: ObjectRecord, asset: Asset) -> None:
         asset.save(record.folder / "asset.glb")
@@ -124,7 +125,7 @@ def evaluate_objects(
         return {**truth.score(mesh, views), **_likeness(encoders, truth, views)}
 
     kind = _Kind("assets", keep, measure, [encoder.name for encoder in encoders])
-    return _evaluate(folder, config, Path(out), kind, method, overwrite, say, reconstruct, baselines)
+    return _evaluate(folder, config, Path(out), kind, method, overwrite, say, reconstruct, others if baselines else {})
 
 
 def evaluate_views(
@@ -134,6 +135,7 @@ def evaluate_views(
     *,
     out: str | Path = "metrics.json",
     train: str | Path | None = None,
+    baselines: bool = True,
     encoders: Sequence[ImageEncoder] = (),
     method: Mapping[str, Any] | None = None,
     overwrite: bool = False,
@@ -146,17 +148,17 @@ def evaluate_views(
     are the prompt copied to all views and, with `train`, the nearest training object, both at the cameras of the
     method's answer.
     """
-    nearest = _nearest(train, config.protocol, Path(out), say)
+    nearest = _nearest(train, config.protocol, Path(out), say) if baselines else None
 
     def cameras(baseline: Path) -> Cameras:
         # The method has answered before: its own pictures say from where the baselines have to look.
         return Views.load(baseline.parent.parent / "views").cameras
 
-    baselines: dict[str | None, Callable[[Prompt, Path], Views]] = {
+    others: dict[str | None, Callable[[Prompt, Path], Views]] = {
         "copy": lambda prompt, run: copy_views(_image(prompt), cameras(run))
     }
     if nearest is not None:
-        baselines["nearest"] = lambda prompt, run: nearest.views(_image(prompt), cameras(run))
+        others["nearest"] = lambda prompt, run: nearest.views(_image(prompt), cameras(run))
 
     def keep(record: ObjectRecord, views: Views) -> None:
         views.save(record.folder / "views")
@@ -165,11 +167,11 @@ def evaluate_views(
         views = Views.load(record.folder / "views")
         figures, single = truth.score_views(views)
         save_image(record.folder / "sides.png", _beside(truth, views))
-        others = torch.nonzero(~config.protocol.is_prompt_view(views.cameras))[:, 0]
-        return {**figures, **_likeness(encoders, truth, views[others]), "views": single}
+        unseen = torch.nonzero(~config.protocol.is_prompt_view(views.cameras))[:, 0]
+        return {**figures, **_likeness(encoders, truth, views[unseen]), "views": single}
 
     kind = _Kind("views", keep, measure, [encoder.name for encoder in encoders])
-    return _evaluate(folder, config, Path(out), kind, method, overwrite, say, sample, baselines)
+    return _evaluate(folder, config, Path(out), kind, method, overwrite, say, sample, others if baselines else {})
 
 
 @dataclass(frozen=True)

@@ -204,13 +204,17 @@ class Truth:
 
 
 def compare_views(result: Views, truth: Views) -> dict[str, float]:
-    """PSNR (at most 100 dB), SSIM, silhouette IoU and perceptual distance on white, means over views."""
+    """PSNR (at most 100 dB), SSIM, silhouette IoU and perceptual distance on white, and how much more saturated the
+    result's colours are inside its silhouettes than the truth's: means over views.
+    """
     a, b = (_on_white(views) for views in (result, truth))
+    colour = [image_metrics.saturation(c, silhouettes(views)) for c, views in ((a, result), (b, truth))]
     return {
         "psnr": float(image_metrics.psnr(a, b, ceiling=image_metrics.PSNR_CEILING).mean()),
         "ssim": float(image_metrics.ssim(a, b).mean()),
         "silhouette_iou": float(image_metrics.mask_iou(silhouettes(result), silhouettes(truth)).mean()),
         "perceptual": float(image_metrics.structure_colour_distance(a, b).mean()),
+        "saturation_excess": float((colour[0] - colour[1]).mean()),
     }
 
 

@@ -142,3 +142,13 @@ def test_small_images_are_refused():
         metrics.ssim(torch.rand(3, 10, 32), torch.rand(3, 10, 32))
     with pytest.raises(ValueError, match="32x32"):
         metrics.structure_colour_distance(torch.rand(3, 16, 16), torch.rand(3, 16, 16))
+
+
+def test_saturation_is_that_of_the_masks_pixels():
+    image, mask = torch.zeros(2, 3, 4, 4), torch.zeros(2, 1, 4, 4)
+    image[:, :, :2] = torch.tensor([0.8, 0.4, 0.2])[:, None, None]
+    image[:, 0, 2:] = 1.0
+    mask[0, :, :2], mask[1, :, 3:] = 1, 1
+    torch.testing.assert_close(metrics.saturation(image, mask), torch.tensor([0.75, 1.0]))
+    torch.testing.assert_close(metrics.saturation(image.mean(1, keepdim=True).expand_as(image), mask), torch.zeros(2))
+    torch.testing.assert_close(metrics.saturation(image, torch.zeros_like(mask)), torch.zeros(2))
