@@ -13,7 +13,6 @@ from maquette.commands.method import Method, run_method
 from maquette.errors import UserError
 from maquette.images import Prompt, Views, save_image, sheet
 from maquette.methods import imagedream
-from maquette.priors.hub import load_prior
 from maquette.priors.multiview import ImageWeight
 from maquette.run import Run
 from maquette.run.files import atomic_path
@@ -62,12 +61,10 @@ def configure_views(preset: str, quality: str) -> Config:
 def sample(prompt: Prompt, config: Config, run: Run) -> Views:
     """The canonical views of the prompt's object; with several candidates, the first of them."""
     method = imagedream.Config(**{name: getattr(config, name) for name in NAMES})
-    prior = load_prior(config.prior, config.weights, run.device)
-    prior = prior.with_config(control=config.control, image_weight=config.image_weight)
-    run.record_prior(prior.card())
+    prior = imagedream.prior_of(method, run)
     run.cite(imagedream.CITATION)
     condition = prior.condition(prompt, imagedream.background_colour(prompt, method))
-    cameras = imagedream.ring_cameras(method, prior, 0.0)
+    cameras = imagedream.ring_cameras(method, prior.codec.image_size, 0.0)
     candidates: list[Views] = run.stage(
         "views", sample_candidates, prior, condition, cameras, config.sampling, config.candidates
     )

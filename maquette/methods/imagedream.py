@@ -24,6 +24,7 @@ from maquette.guidance.recon import ReconConfig, ReconGuidance
 from maquette.images import Prompt, Views
 from maquette.meshing.pipeline import MeshConfig
 from maquette.meshing.project import ProjectionConfig
+from maquette.priors.base import Prior
 from maquette.priors.hub import load_prior
 from maquette.priors.multiview import ImageWeight, MultiViewPrior
 from maquette.rendering.presets import imagedream_volume
@@ -172,25 +173,11 @@ def imagedream(prompt: Prompt, config: Config, run: Run) -> Asset:
     """The textured asset of one picture. Stages are kept in the run's folder and reused."""
     if prompt.image is None:
         raise UserError("ImageDream needs a picture; for words alone use a text-to-3D method")
-    prior = load_prior(config.prior, config.weights, run.device)
-    prior = prior.with_config(control=config.control, image_weight=config.image_weight)
-    run.record_prior(prior.card())
+    prior = prior_of(config, run)
     run.cite(CITATION)
 
-    # Section 3.1: the canonical views, whatever the viewpoint of the prompt.
-    background = background_colour(prompt, config)
-    condition = prior.condition(prompt, background)
-    rings = config.warm_start.rings if config.warm_start else 1
-    views = [
-        run.stage("views" if ring == 0 else f"views_{ring}", sample_views, prior, condition,
-                  ring_cameras(config, prior, 90.0 * ring / rings), config.sampling)
-        for ring in range(rings)
-    ]  # fmt: skip
-
-    scene = VolumeScene(config.scene, seed=run.seed)
-    if config.warm_start:
-        target = Photometric(join_views(views), config.warm_start.photometric, name="views")
-        scene = run.stage("warm_start", fit, scene, [target], config.warm_start.fit)
+    views = canonical_views(prior, prompt, config, run)
+    scene = first_scene(views, config, run)
     located = locate(scene, prompt, config, run)
 
     # Section 3.4: image-prompt score distillation, with background and camera alignment.
@@ -210,6 +197,34 @@ def imagedream(prompt: Prompt, config: Config, run: Run) -> Asset:
     return Asset(mesh, views=views[0], provenance=run.provenance())
 
 
+def prior_of(config: Config, run: Run) -> MultiViewPrior:
+    """The prior with the controllers that the config wants, noted for the provenance."""
+    prior = load_prior(config.prior, config.weights, run.device)
+    prior = prior.with_config(control=config.control, image_weight=config.image_weight)
+    run.record_prior(prior.card())
+    return prior
+
+
+def canonical_views(prior: Prior, prompt: Prompt, config: Config, run: Run) -> list[Views]:
+    """Section 3.1: the canonical views, whatever the viewpoint of the prompt; one set of four a ring."""
+    condition = prior.condition(prompt, background_colour(prompt, config))
+    size = prior.codec.image_size
+    return [
+        run.stage("views" if ring == 0 else f"views_{ring}", sample_views, prior, condition,
+                  ring_cameras(config, size, azimuth), config.sampling)
+        for ring, azimuth in enumerate(ring_azimuths(config))
+    ]  # fmt: skip
+
+
+def first_scene(views: list[Views], config: Config, run: Run) -> VolumeScene:
+    """What the distillation begins with: an empty scene, or one fitted to the views."""
+    scene = VolumeScene(config.scene, seed=run.seed)
+    if config.warm_start is None:
+        return scene
+    target = Photometric(join_views(views), config.warm_start.photometric, name="views")
+    return run.stage("warm_start", fit, scene, [target], config.warm_start.fit)
+
+
 def locate(scene: VolumeScene, prompt: Prompt, config: Config, run: Run) -> Located | None:
     """The prompt in the frame of its own camera; None where the config does not want it."""
     if config.prompt_view is None or prompt.image is None:
@@ -218,9 +233,14 @@ def locate(scene: VolumeScene, prompt: Prompt, config: Config, run: Run) -> Loca
     return run.stage("locate", locate_prompt, scene, prompt.image, known, config.prompt_view.locate)
 
 
-def ring_cameras(config: Config, prior: MultiViewPrior, azimuth: float) -> Cameras:
-    """Four canonical cameras, the first at `azimuth` degrees."""
-    size = prior.codec.image_size
+def ring_azimuths(config: Config) -> list[float]:
+    """Where the first camera of each set of four stands, degrees."""
+    rings = config.warm_start.rings if config.warm_start else 1
+    return [90.0 * ring / rings for ring in range(rings)]
+
+
+def ring_cameras(config: Config, size: int, azimuth: float) -> Cameras:
+    """Four canonical cameras of `size` px, the first at `azimuth` degrees."""
     return orbit(4, elevation=config.view_elevation, azimuth=azimuth, fovy=config.fovy, height=size, width=size)
 
 
