@@ -12,8 +12,10 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from maquette.asset import Asset
+from maquette.cameras import Cameras
 from maquette.commands.arguments import choose, parse
 from maquette.commands.method import Method, method_options, starting_config, word_after
+from maquette.errors import UserError
 from maquette.evaluation.compare import Comparison, build_comparison, describe, tally
 from maquette.evaluation.encoders import ImageEncoder
 from maquette.evaluation.gso import Placement
@@ -22,10 +24,12 @@ from maquette.evaluation.inception import InceptionClassifier
 from maquette.evaluation.judge import SHIPPED, NanoJudge
 from maquette.evaluation.lpips import Lpips
 from maquette.evaluation.objects import ObjectBenchmark, evaluate_objects, evaluate_views
+from maquette.evaluation.prompt_cameras import PromptCameras, evaluate_cameras
 from maquette.evaluation.prompts import PromptBenchmark, evaluate_prompts
 from maquette.evaluation.published import ClipEncoder, DinoEncoder
 from maquette.evaluation.truth import Protocol
-from maquette.images import Prompt, Views
+from maquette.images import CameraEstimate, Prompt, Views
+from maquette.methods import imagedream
 from maquette.priors.cards import CARD_FILE
 from maquette.priors.hub import SHIPPED as SHIPPED_PRIORS
 from maquette.priors.hub import find_card
@@ -126,6 +130,30 @@ class PromptOptions:
 
 
 @dataclass(frozen=True)
+class CameraOptions:
+    folder: Annotated[Positional[Path], arg(metavar="FOLDER")]
+    """Objects with an index.jsonl, as in a data pack's val."""
+    out: Path = Path("cameras.json")
+    """The figures; everything behind them is kept in a folder of the same name beside it."""
+    limit: int | None = None
+    """Take the first so many objects with a front, in an order shuffled by the seed."""
+    prompts: int = 2
+    """Pictures of each object, from random places before it."""
+    true_views: int = 0
+    """Show the method true views of so many pixels instead of those that its prior imagines."""
+    seed: int = 0
+    """Of the order, of the cameras and of the method."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the method computes."""
+    preset: Literal["nano", "paper"] = "nano"
+    """ImageDream's settings to start from."""
+    quality: Literal["draft", "default", "high"] = "default"
+    """How much time the method spends on a picture."""
+    overwrite: bool = False
+    """Replace results of other settings in that place."""
+
+
+@dataclass(frozen=True)
 class GsoOptions:
     folder: Annotated[Positional[Path], arg(metavar="FOLDER")]
     """The scans: alarm.glb, backpack.obj ..., or folders of these names with one mesh in each; not glTF means +z up."""
@@ -181,6 +209,7 @@ def run(arguments: list[str]) -> int:
     choices = {
         "objects": (objects, "shape and looks against objects that are known from all sides"),
         "prompts": (prompts, "likeness and quality of what is made of pictures, without ground truth"),
+        "cameras": (cameras, "how well ImageDream finds out from where a picture was taken"),
         "gso": (gso, "SyncDreamer's protocol on thirty scanned objects, for a method or for meshes that are there"),
         "compare": (compare, "a blinded page on which people choose between two results"),
         "votes": (votes, "what the votes of such a page say"),
@@ -218,6 +247,26 @@ def prompts(arguments: list[str]) -> int:
     kinds = [kind for kind in ("prompt", "diffused", "rendered") if kind in report]
     print(_table({kind: {name: figure["mean"] for name, figure in report[kind].items()} for kind in kinds}))
     print(f"{options.out}: all figures, case by case")
+    return 0
+
+
+def cameras(arguments: list[str]) -> int:
+    """The error of the prompt's camera."""
+    options, method, config = _read(CameraOptions, arguments, "maquette evaluate cameras")
+    if config.warm_start is None or config.prompt_view is None:
+        raise UserError(
+            "a prompt's camera is searched on a first field: neither --warm-start nor --prompt-view is none"
+        )
+    protocol = PromptCameras(limit=options.limit, prompts=options.prompts, seed=options.seed)
+    size = options.true_views
+    rings = [imagedream.ring_cameras(config, size, azimuth) for azimuth in imagedream.ring_azimuths(config)]
+    report = evaluate_cameras(
+        options.folder, Locating(Answering(method, config, options.seed, options.device), config), protocol,
+        true_views=Cameras.cat(rings) if size else None, out=options.out,
+        method=_identity(method, config), overwrite=options.overwrite, say=_say,
+    )  # fmt: skip
+    print(_table({kind: report[kind] for kind in ("all", "reliable")}))
+    print(f"{options.out}: case by case, {len(report['failures'])} failures")
     return 0
 
 
@@ -268,12 +317,34 @@ class Answering:
 
     def __call__(self, prompt: Prompt, folder: Path) -> Any:
         """The asset, or the views, that the method makes of `prompt`."""
-        with Run.open(
-            folder, config=self._config, seed=self._seed, device=self._device, method=self._method.name,
-            inputs={"prompt": fingerprint(prompt.image), "caption": prompt.caption}, quiet=True,
-        ) as run:  # fmt: skip
+        with self.open(prompt, folder) as run:
             result: Asset | Views = self._method.make(prompt, self._config, run)
         return result
+
+    def open(self, prompt: Prompt, folder: Path) -> Run:
+        """The run of a prompt in its folder."""
+        return Run.open(
+            folder, config=self._config, seed=self._seed, device=self._device, method=self._method.name,
+            inputs={"prompt": fingerprint(prompt.image), "caption": prompt.caption}, quiet=True,
+        )  # fmt: skip
+
+
+class Locating:
+    """ImageDream up to the search of the prompt's camera: views (or true ones), a first field, the camera."""
+
+    def __init__(self, method: Answering, config: imagedream.Config) -> None:
+        self._method, self._config = method, config
+
+    def __call__(self, prompt: Prompt, views: Views | None, folder: Path) -> CameraEstimate:
+        """Where `prompt` was taken from."""
+        config = self._config
+        with self._method.open(prompt, folder) as run:
+            if views is None:
+                imagined = imagedream.canonical_views(imagedream.prior_of(config, run), prompt, config, run)
+            scene = imagedream.first_scene(imagined if views is None else [views], config, run)
+            located = imagedream.locate(scene, prompt, config, run)
+        assert located is not None, "the command refuses settings without a search"
+        return located.estimate
 
 
 def _read(kind: type[Any], arguments: list[str], command: str) -> tuple[Any, Method, Any]:
