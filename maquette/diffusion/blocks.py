@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from jaxtyping import Float
 from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
@@ -224,7 +225,8 @@ class PixelHead(nn.Module):
 
     With `copy` the second half of the input channels are those of a prompt, and the head says for each pixel how much
     of it is the prompt's own: out = g prompt + (1 - g) rgb, g = sigmoid(one more channel). It is for networks that
-    predict x0. Without it a small network takes very long to learn that a view may simply be its prompt.
+    predict x0. Without it a small network takes very long to learn that a view may simply be its prompt. A prompt of
+    zeros is one that is not there, and nothing is taken from it.
     """
 
     def __init__(
@@ -239,18 +241,30 @@ class PixelHead(nn.Module):
                 f"{in_channels}"
             )
         self.patch, self.copy = patch, copy
-        pixel_channels = out_channels // patch**2
+        self.pixel_channels = out_channels // patch**2
         self.spread = nn.Conv2d(channels, width * patch**2, 3, padding=1)
         self.mix = nn.Conv2d(width + in_channels // patch**2, 2 * width, 3, padding=1)
-        self.out = nn.Conv2d(2 * width, pixel_channels + copy, 3, padding=1)
+        self.out = nn.Conv2d(2 * width, self.pixel_channels + copy, 3, padding=1)
 
-    def forward(self, h: Tensor, noisy: Tensor) -> Tensor:
+    def forward(
+        self,
+        h: Float[Tensor, "n c h w"],
+        noisy: Float[Tensor, "n i h w"],
+        mixture: tuple[Float[Tensor, "n 1 1 1"], Float[Tensor, "n 1 1 1"]] | None = None,
+    ) -> Float[Tensor, "n o h w"]:
+        """The prediction from features `h` and the network's input; `mixture` is (c_skip, c_out) of every sample, and
+        rgb then c_skip noisy + c_out rgb."""
         seen = F.pixel_shuffle(noisy, self.patch)
         pixels = self.out(F.silu(self.mix(torch.cat([F.pixel_shuffle(self.spread(h), self.patch), seen], dim=1))))
+        rgb = pixels[:, : self.pixel_channels]
+        if mixture is not None:
+            skip, scale = mixture
+            rgb = skip * seen[:, : self.pixel_channels] + scale * rgb
         if self.copy:
-            prompt, gate = seen[:, seen.shape[1] // 2 :], torch.sigmoid(pixels[:, -1:])
-            pixels = pixels[:, :-1] + gate * (prompt - pixels[:, :-1])
-        return F.pixel_unshuffle(pixels, self.patch)
+            prompt = seen[:, self.pixel_channels :]
+            there = (prompt != 0).flatten(1).any(dim=1).to(prompt)[:, None, None, None]
+            rgb = rgb + there * torch.sigmoid(pixels[:, -1:]) * (prompt - rgb)
+        return F.pixel_unshuffle(rgb, self.patch)
 
 
 class EmbeddingMLP(nn.Module):

@@ -30,6 +30,7 @@ from maquette.diffusion.blocks import (
     timestep_embedding,
 )
 from maquette.diffusion.image_prompt import GlobalProjection, LinearTokens, Resampler
+from maquette.diffusion.schedule import NoiseSchedule
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,9 @@ class UNetConfig:
     """Width of the full-resolution output head for space-to-depth latents; 0 is the published convolution."""
     pixel_copy: bool = False
     """The pixel head may take pixels from the prompt that lies beside every view (see `PixelHead`)."""
+    data_deviation: float | None = None
+    """Standard deviation of clean latents, where the network predicts x0 as a mixture of what it sees and what it adds
+    (see `mixture_table`); it needs a pixel head. None is the plain prediction of all published networks."""
 
     def __post_init__(self) -> None:
         if not len(self.channel_mult) == len(self.res_blocks) == len(self.attention):
@@ -98,6 +102,11 @@ class UNetConfig:
         if self.level_heads is not None and len(self.level_heads) != len(self.channel_mult):
             raise ValueError(
                 f"level_heads needs one entry per level, got {len(self.level_heads)} for {len(self.channel_mult)}"
+            )
+        if self.data_deviation is not None and (self.data_deviation <= 0 or not self.pixel_head):
+            raise ValueError(
+                "data_deviation is the positive deviation of clean latents and needs a pixel head, got "
+                f"{self.data_deviation} with pixel_head={self.pixel_head}"
             )
 
     def heads(self, width: int, level: int) -> tuple[int, int]:
@@ -202,6 +211,9 @@ class MultiViewUNet(nn.Module):
             width = config.channels * config.channel_mult[level]
         self.norm_out = nn.GroupNorm(config.groups, width, eps=1e-5)
         self.head: nn.Module
+        self.mixture: Tensor | None
+        table = None if config.data_deviation is None else mixture_table(config.data_deviation)
+        self.register_buffer("mixture", table, persistent=False)
         if config.pixel_head:
             self.head = PixelHead(
                 width, config.in_channels, config.out_channels, config.patch, config.pixel_head, config.pixel_copy
@@ -248,8 +260,15 @@ class MultiViewUNet(nn.Module):
         for level in self.up:
             h = level(h, skips, state)
         h = F.silu(self.norm_out(h))
-        out = self.head(h, flat) if isinstance(self.head, PixelHead) else self.head(h)
+        out = self.head(h, flat, self._mixture(t, flat)) if isinstance(self.head, PixelHead) else self.head(h)
         return rearrange(out, "(b v) c h w -> b v c h w", v=views)
+
+    def _mixture(self, t: Int[Tensor, "b v"], like: Tensor) -> tuple[Tensor, Tensor] | None:
+        """(c_skip, c_out) [B * V, 1, 1, 1] of every view's step."""
+        if self.mixture is None:
+            return None
+        skip, scale = self.mixture[:, t.reshape(-1)].to(like.dtype)[..., None, None, None]
+        return skip, scale
 
     def image_tokens(self, local_features: Tensor | None, global_feature: Tensor | None, views: int) -> Tensor | None:
         """Prompt tokens [B * V, T, D] of the controllers in use: resampled local tokens first, then global ones."""
@@ -270,6 +289,22 @@ class MultiViewUNet(nn.Module):
             made = module(flat)
             tokens.append(repeat(made, "b t d -> (b v) t d", v=views) if shared else made)
         return torch.cat(tokens, dim=1) if tokens else None
+
+
+def mixture_table(data_deviation: float) -> Float[Tensor, "2 T"]:
+    """(c_skip, c_out) of every step of the scaled-linear schedule, for x0 = c_skip x_t + c_out F.
+
+    The preconditioning of EDM (arXiv:2206.00364, table 1) for variance-preserving noise: with data of deviation s,
+
+        c_skip = s^2 alpha / (s^2 alpha^2 + sigma^2),    c_out = s sigma / sqrt(s^2 alpha^2 + sigma^2),
+
+    so that F has a target of unit variance at every step and errors of F count least where little is hidden. A network
+    that puts out x0 itself must first learn to pass its input on, through a stem narrower than a patch.
+    """
+    clean = NoiseSchedule.scaled_linear().alphas_cumprod
+    alpha, sigma, s = clean.sqrt(), (1 - clean).sqrt(), data_deviation
+    total = (s * alpha).square() + sigma.square()
+    return torch.stack([s**2 * alpha / total, s * sigma / total.sqrt()]).float()
 
 
 def concatenate_prompt(

@@ -41,8 +41,9 @@ def view_network() -> UNetConfig:
         groups=8,
         ff_mult=2,
         patch=4,
-        pixel_head=8,
+        pixel_head=24,
         pixel_copy=True,
+        data_deviation=0.6,
     )
 
 

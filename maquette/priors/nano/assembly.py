@@ -35,6 +35,14 @@ class NoiseConfig:
             return NoiseSchedule.cosine(self.num_steps, predicts=self.predicts)
         return NoiseSchedule.scaled_linear(self.num_steps, predicts=self.predicts)
 
+    def check(self, network: UNetConfig) -> None:
+        """ValueError if the network was built for other noise: its mixture of seen and added is that of the default."""
+        if network.data_deviation is not None and self != NoiseConfig():
+            raise ValueError(
+                "a network with data_deviation predicts x0 under the scaled-linear schedule of 1000 steps, got "
+                f"noise={self}"
+            )
+
 
 @dataclass(frozen=True)
 class NanoConfig:
@@ -52,6 +60,7 @@ class NanoConfig:
     """Its training drops pictures by zeros, and shows single views words alone."""
 
     def __post_init__(self) -> None:
+        self.noise.check(self.network)
         channels, prompt = self.codec.latent_shape[0], self.network.image_prompt
         wanted = {
             # Twice the codec's where the prompt's latents also lie beside every view.

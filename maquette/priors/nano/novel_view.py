@@ -29,6 +29,7 @@ class NanoViewConfig:
     use: Zero123Config = Zero123Config(name="nano-zero123")
 
     def __post_init__(self) -> None:
+        self.noise.check(self.network)
         channels = self.codec.latent_shape[0]
         for name, value, expected in (
             ("network.in_channels", self.network.in_channels, 2 * channels),
