@@ -20,6 +20,7 @@ from maquette.rendering.base import Scene
 from maquette.rendering.views import render_turn
 from maquette.run import Stage
 from maquette.schedules import Constant, Exponential
+from maquette.stages.balance import Balance, Balancer
 from maquette.stages.objectives import Objective
 from maquette.stages.regularizers import Ramp
 
@@ -68,10 +69,13 @@ class FitConfig:
         return named.get(group, self.other_rate)
 
 
-def fit(scene: S, objectives: Sequence[Objective], config: FitConfig, *, run: Stage) -> S:
+def fit(
+    scene: S, objectives: Sequence[Objective], config: FitConfig, balance: Balance | None = None, *, run: Stage
+) -> S:
     """A copy of `scene`, fitted to `objectives`; the scene given stays as it is.
 
     Each step renders each objective's shot, adds up the gradients of their weighted losses, and takes one AdamW step.
+    `balance` sets the weight of one objective by the size of its gradient beside another's.
     A step whose gradient is not finite is skipped and counted; RunFailed after `config.max_skipped` of them. The log
     gets a line a step. KeyboardInterrupt, with everything saved, when the person asked to stop.
     """
@@ -81,12 +85,15 @@ def fit(scene: S, objectives: Sequence[Objective], config: FitConfig, *, run: St
     scene = copy.deepcopy(scene).to(run.device)
     objectives = [objective.to(run.device) for objective in objectives]
     optimizer = build_optimizer(scene, config)
+    balancer = None if balance is None else Balancer(balance, names)
     start, skipped, saved = 0, 0, 0
     if (checkpoint := run.load_checkpoint()) is not None:
         start, state = checkpoint
         scene.load_state_dict(state["scene"])
         optimizer.load_state_dict(state["optimizer"])
         skipped, saved = state["skipped"], start
+        if balancer is not None:
+            balancer.means = dict(state["balance"])
 
     with run.progress(config.steps, start=start) as progress:
         for step in range(start, config.steps):
@@ -94,7 +101,7 @@ def fit(scene: S, objectives: Sequence[Objective], config: FitConfig, *, run: St
                 group["lr"] = config.rate_of(group["name"]) * config.rate.at(step, config.steps)
             scene.update(step, config.steps, run.generator(step, "scene"))
             optimizer.zero_grad()
-            metrics = _accumulate(scene, objectives, config, step, run)
+            metrics = _accumulate(scene, objectives, config, balancer, step, run)
             norm = _gradient_norm(optimizer)
             if bool(torch.isfinite(norm)):
                 optimizer.step()
@@ -112,7 +119,7 @@ def fit(scene: S, objectives: Sequence[Objective], config: FitConfig, *, run: St
             run.log(step, **metrics, gradient=float(norm))
             progress.update(step + 1, **_shown(metrics))
             run.preview(step, lambda: render_turn(scene, frames=12, size=64))
-            saved = _checkpoint(run, step + 1, config, scene, optimizer, skipped, saved)
+            saved = _checkpoint(run, step + 1, config, scene, optimizer, balancer, skipped, saved)
     scene.update(config.steps, config.steps, run.generator(config.steps, "scene"))
     return scene
 
@@ -128,7 +135,12 @@ def build_optimizer(scene: Scene, config: FitConfig) -> torch.optim.AdamW:
 
 
 def _accumulate(
-    scene: Scene, objectives: Sequence[Objective], config: FitConfig, step: int, run: Stage
+    scene: Scene,
+    objectives: Sequence[Objective],
+    config: FitConfig,
+    balancer: Balancer | None,
+    step: int,
+    run: Stage,
 ) -> dict[str, Any]:
     """Add the gradients of all objectives that are due; the figures of the step."""
     metrics: dict[str, Any] = {}
@@ -141,6 +153,10 @@ def _accumulate(
         shot = objective.shot(step, total, generator, run.device)
         rendering = scene.render(shot, generator)
         loss, figures = objective.loss(rendering, shot, step, total, generator)
+        if balancer is not None:
+            balancer.measure(objective.name, weight * loss, rendering, step)
+            weight *= balancer.factor(objective.name, step, total)
+            figures |= {"weight": weight} if objective.name == balancer.config.objective else {}
         (weight * loss).backward()
         prefix = "" if len(objectives) == 1 else f"{objective.name}."
         metrics |= {f"{prefix}{name}": value for name, value in figures.items()}
@@ -163,14 +179,22 @@ def _gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
 
 
 def _checkpoint(
-    run: Stage, done: int, config: FitConfig, scene: Scene, optimizer: torch.optim.Optimizer, skipped: int, saved: int
+    run: Stage,
+    done: int,
+    config: FitConfig,
+    scene: Scene,
+    optimizer: torch.optim.Optimizer,
+    balancer: Balancer | None,
+    skipped: int,
+    saved: int,
 ) -> int:
     """Save when it is time to; the number of steps of the newest checkpoint."""
     made = []
 
     def state() -> dict[str, Any]:
         made.append(done)
-        return {"scene": dict(scene.state_dict()), "optimizer": optimizer.state_dict(), "skipped": skipped}
+        kept = {} if balancer is None else {"balance": dict(balancer.means)}
+        return {"scene": dict(scene.state_dict()), "optimizer": optimizer.state_dict(), "skipped": skipped, **kept}
 
     run.checkpoint(done, state, every=config.checkpoint_seconds)
     return made[0] if made else saved
