@@ -101,6 +101,8 @@ class Rendering:
     """Unit normals, world frame, zero where nothing was hit; where the shot wanted them."""
     samples: Samples | None = None
     """The samples behind the pictures, for regularisers."""
+    latents: Float[Tensor, "*pixels c"] | None = None
+    """A prior's latents, for scenes that render them."""
 
     @property
     def mean_depth(self) -> Float[Tensor, "*pixels 1"]:
