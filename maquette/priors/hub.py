@@ -153,6 +153,20 @@ def load_image_prior(
     return prior
 
 
+def load_free_prior(
+    name: str = "nano",
+    weights: Path | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> MultiViewPrior | StableDiffusionPrior:
+    """A prior that makes single pictures of words and can learn a subject: a published Stable Diffusion, or the 2D half
+    of a multi-view prior, as which it answers when it is asked about single views without cameras.
+    """
+    if ALIASES.get(name, name) in STABLE_DIFFUSION_MODELS:
+        return load_image_prior(name, weights, device, dtype)
+    return load_prior(name, weights, device, dtype)
+
+
 def _load_single_view(
     found: FoundWeights, device: torch.device | str, dtype: torch.dtype | None
 ) -> Zero123Prior | StableDiffusionPrior:

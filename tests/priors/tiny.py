@@ -19,6 +19,7 @@ from maquette.priors.codecs import KLCodec, SpaceToDepth
 from maquette.priors.multiview import MultiViewConfig, MultiViewPrior
 from maquette.priors.nano.assembly import NanoConfig, NoiseConfig, build_nano, parts
 from maquette.priors.nano.encoders import ImageEncoderConfig, TextEncoderConfig
+from maquette.priors.nano.novel_view import NanoViewConfig, build_nano_view, view_parts
 from maquette.priors.stable_diffusion import StableDiffusionPrior
 from maquette.priors.zero123 import Zero123Config, Zero123Prior
 
@@ -64,6 +65,24 @@ def tiny_prior(
     """A nano prior with random weights."""
     prior = build_nano(tiny_config(predicts, control, beside))
     for index, module in enumerate(parts(prior).values()):
+        randomised(module, index)
+    return prior
+
+
+def tiny_view_config() -> NanoViewConfig:
+    """A nano Zero-1-to-3 of the same latents as the nano prior above."""
+    network = UNetConfig(
+        in_channels=96, out_channels=48, channels=16, channel_mult=(1, 2), res_blocks=(1, 1), attention=(True, True),
+        head_width=8, context_dim=16, camera_dim=None, groups=8, patch=4, pixel_head=4,
+    )  # fmt: skip
+    encoder = ImageEncoderConfig(image_size=16, patch=8, width=16, layers=2, heads=2, embedding_dim=12)
+    return NanoViewConfig(network, encoder, SpaceToDepth(image_size=16, patch=4))
+
+
+def tiny_view_prior() -> Zero123Prior:
+    """A nano Zero-1-to-3 with random weights."""
+    prior = build_nano_view(tiny_view_config())
+    for index, module in enumerate(view_parts(prior).values()):
         randomised(module, index)
     return prior
 
