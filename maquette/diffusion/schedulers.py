@@ -90,7 +90,8 @@ def scheduler_updates(
     """
     timesteps = scheduler.timesteps
     skipped = 0 if image is None else len(timesteps) - count_steps(scheduler, strength)
-    scheduler.set_begin_index(skipped)
+    if hasattr(scheduler, "set_begin_index"):  # one without memory has none, and needs none
+        scheduler.set_begin_index(skipped)
     x: Tensor | None = None
     for index, step in enumerate(timesteps[skipped:]):
         t = step.round().long().to(noise.device).expand(noise.shape[0])

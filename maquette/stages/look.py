@@ -6,8 +6,8 @@ drawn alone or among others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -17,9 +17,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from maquette.cameras import Cameras
-from maquette.diffusion.sampling import SamplingSteps, ddim_updates, unit_noise
+from maquette.diffusion.sampling import Predict, SamplingSteps, ddim_updates, noise_to, unit_noise
+from maquette.diffusion.schedulers import count_steps, make_scheduler, scheduler_updates
 from maquette.errors import UserError
-from maquette.images import ImagePrompt, Views
+from maquette.images import ImagePrompt, Prompt, Views
 from maquette.matting import Backdrop, plain_mask, spread_colour, to_lab
 from maquette.priors.base import Condition, Prior, UnconditionalKind
 from maquette.priors.guided import guided_x0
@@ -36,12 +37,18 @@ KEY_COLOURS = (
 """Backgrounds to choose from, in order of preference; priors have seen white and greys most."""
 
 
+VISIBLE = 0.02
+"""Share of a view that an object covers at least."""
+
+
 @dataclass(frozen=True)
 class SamplingConfig:
     """How views are drawn. The defaults are those of the released ImageDream demo."""
 
+    sampler: Literal["ddim", "dpm++", "unipc", "euler", "euler-ancestral"] = "ddim"
+    """How the noise is taken away; all but ddim are diffusers', from the extra `published`, and need fewer steps."""
     steps: int = 50
-    """DDIM steps."""
+    """Steps of the sampler."""
     guidance_scale: float = 5.0
     """Classifier-free guidance for text and image together; 1 means none."""
     eta: float = 0.0
@@ -54,6 +61,9 @@ class SamplingConfig:
     """Image half of the unconditional branch: zeros (released code) or a flat image (as in training)."""
     clip: bool = False
     """Keep every estimate of the clean image within its range; only codecs without a posterior can."""
+    frame: tuple[float, float, float] | None = None
+    """Colour held along the borders of every estimate of the clean image, so that a prior without a picture paints it
+    behind the object; only codecs without a posterior can."""
     pick: int = 0
     """Which candidate of the seed to take; `sample_candidates` shows several."""
 
@@ -66,6 +76,10 @@ class SamplingConfig:
             raise UserError(f"rescale is a share between 0 and 1, got {self.rescale}")
         if not 0 <= self.eta <= 1:
             raise UserError(f"eta lies between 0 and 1, got {self.eta}")
+        if self.eta and self.sampler != "ddim":
+            raise UserError(f"eta is a setting of ddim alone; leave it at 0 for {self.sampler}")
+        if self.frame is not None and not all(0 <= value <= 1 for value in self.frame):
+            raise UserError(f"frame is a colour in [0, 1], got {self.frame}")
         if self.pick < 0:
             raise UserError(f"candidates are counted from 0, got pick={self.pick}")
 
@@ -79,6 +93,26 @@ def sample_views(prior: Prior, condition: Condition, cameras: Cameras, config: S
     generator = run.generator(step=config.pick, purpose="views", device="cpu")
     (images,) = draw_scenes(prior, condition, cameras, config, [generator], run)
     return _posed(images, cameras, condition)
+
+
+def revise_views(
+    prior: Prior, condition: Condition, views: Views, strength: float, config: SamplingConfig, run: Stage
+) -> Views:
+    """Views of an object, noised in part and cleaned again by the prior (img2img); their cameras and background stay.
+
+    `strength` is the share of the steps that run: 0 gives the views back as the codec keeps them, 1 replaces them.
+    Views without masks must show the condition's background already.
+    """
+    if not 0 <= strength <= 1:
+        raise UserError(f"strength is the share of the steps to run and lies in [0, 1], got {strength}")
+    background = torch.ones(3) if condition.background is None else condition.background.cpu()
+    shown = views.images if views.masks is None else views.composite(background)
+    latents = prior.codec.encode(shown.to(condition.text.device)[None])
+    generator = run.generator(step=config.pick, purpose="views", device="cpu")
+    (images,) = draw_scenes(
+        prior, condition, views.cameras, config, [generator], run, image=latents, strength=strength
+    )  # fmt: skip
+    return _posed(images, views.cameras, condition)
 
 
 def sample_candidates(
@@ -104,17 +138,15 @@ def draw_scenes(
     config: SamplingConfig,
     generators: Sequence[torch.Generator],
     run: Stage,
-) -> Float[Tensor, "s v 3 h w"]:
+    *,
+    image: Float[Tensor, "s v c h w"] | None = None,
+    strength: float = 1.0,
+) -> Float[Tensor, "s v 3 H W"]:
     """Images in [0, 1] of one scene a generator, on the CPU; without cameras, single 2D views.
 
-    Raises KeyboardInterrupt when the person asked to stop.
+    `image` and `strength` as in `sample_latents`. Raises KeyboardInterrupt when the person asked to stop.
     """
     device = condition.text.device
-    views = 1 if cameras is None else len(cameras)
-    shape = (len(generators), views, *prior.codec.latent_shape)
-    noise = unit_noise(generators, torch.empty(shape, device=device))
-    make = SamplingSteps.released if config.spacing == "released" else SamplingSteps.exact
-    steps = make(prior.noise_schedule, config.steps)
     predict = guided_x0(
         prior,
         cond=condition,
@@ -123,17 +155,47 @@ def draw_scenes(
         guidance_scale=config.guidance_scale,
         rescale=config.rescale,
     )
-    clip = None
-    if config.clip:
-        if prior.codec.stochastic:
-            raise UserError("clip needs a codec whose latents are pixels; this prior's are not, so leave clip off")
+    views = 1 if cameras is None else len(cameras)
+    like = torch.empty(len(generators), views, *prior.codec.latent_shape, device=device)
+    return sample_latents(prior, predict, like, config, generators, run, image=image, strength=strength)
 
-        def clip(x0: Tensor, _t: Tensor) -> Tensor:
-            return prior.codec.encode(prior.codec.decode(x0))
 
-    latents = noise(0)
-    updates = ddim_updates(predict, latents, steps, eta=config.eta, noise=noise, predicts="x0", correct_x0=clip)
-    with run.progress(len(steps)) as progress:
+@torch.no_grad()
+def sample_latents(
+    prior: Prior,
+    predict: Predict,
+    like: Float[Tensor, "s v c h w"],
+    config: SamplingConfig,
+    generators: Sequence[torch.Generator],
+    run: Stage,
+    *,
+    image: Float[Tensor, "s v c h w"] | None = None,
+    strength: float = 1.0,
+) -> Float[Tensor, "s v 3 H W"]:
+    """Images, on the CPU, of what the sampler of a config makes of noise shaped as `like`; `predict` gives x0.
+
+    With `image`, clean latents, only the last `strength` share of the steps runs, from there (img2img). Raises
+    KeyboardInterrupt when the person asked to stop.
+    """
+    noise, correct, schedule = unit_noise(generators, like), correction(prior, config), prior.noise_schedule
+    latents = noise(0) if image is None else image
+    if config.sampler == "ddim":
+        make = SamplingSteps.released if config.spacing == "released" else SamplingSteps.exact
+        steps = make(schedule, config.steps)
+        if image is not None:
+            steps = steps.partial(strength)
+            latents = noise_to(image, noise(0), steps)
+        count = len(steps)
+        updates = ddim_updates(predict, latents, steps, eta=config.eta, noise=noise, predicts="x0", correct_x0=correct)
+    else:
+        spacing: Literal["leading", "trailing"] = "leading" if config.spacing == "released" else "trailing"
+        scheduler = make_scheduler(config.sampler, schedule, config.steps, spacing)
+        count = count_steps(scheduler, strength if image is not None else 1.0)
+        updates = scheduler_updates(
+            predict, noise(0) if image is not None else latents, schedule, scheduler, generators=generators,
+            predicts="x0", correct_x0=correct, image=image, strength=strength,
+        )  # fmt: skip
+    with run.progress(count) as progress:
         for state in updates:
             latents = state.x
             progress.update(state.index + 1)
@@ -141,6 +203,35 @@ def draw_scenes(
             if not run.keep_going():
                 raise KeyboardInterrupt
     return _decoded(prior, latents)
+
+
+def correction(prior: Prior, config: SamplingConfig) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """What `clip` and `frame` do to every estimate of the clean latents; None where neither is asked for.
+
+    UserError for a codec with a posterior, through which an image does not come back unchanged.
+    """
+    if not config.clip and config.frame is None:
+        return None
+    codec = prior.codec
+    if codec.stochastic:
+        wish = "clip" if config.clip else "frame"
+        raise UserError(f"{wish} needs a codec whose latents are pixels; this prior's are not, so leave {wish} off")
+
+    def correct(x0: Float[Tensor, "s v c h w"], _t: Tensor) -> Float[Tensor, "s v c h w"]:
+        images = codec.decode(x0)
+        return codec.encode(images if config.frame is None else framed(images, config.frame))
+
+    return correct
+
+
+def framed(
+    images: Float[Tensor, "*b 3 h w"], colour: tuple[float, float, float], share: float = 1 / 16
+) -> Float[Tensor, "*b 3 h w"]:
+    """Images with a frame of one colour, at least one pixel and `share` of the height wide."""
+    width = max(1, round(share * images.shape[-2]))
+    inside = torch.zeros(images.shape[-2:], dtype=torch.bool, device=images.device)
+    inside[width:-width, width:-width] = True
+    return torch.where(inside, images, images.new_tensor(colour)[:, None, None])
 
 
 def _decoded(prior: Prior, latents: Float[Tensor, "s v c h w"]) -> Float[Tensor, "s v 3 H W"]:
@@ -154,6 +245,48 @@ def _posed(images: Float[Tensor, "v 3 h w"], cameras: Cameras, condition: Condit
         return Views(images, None, cameras)
     colours, masks = key_views(images, condition.background)
     return Views(colours, masks, cameras)
+
+
+def sample_from_words(
+    prior: Prior,
+    prompt: Prompt,
+    cameras: Cameras,
+    config: SamplingConfig,
+    frames: Sequence[tuple[float, float, float]],
+    run: Stage,
+) -> Views:
+    """`sample_views` of a prompt without a picture, keyed where one flat background is behind all views.
+
+    The colours of `frames` are tried in order (see `SamplingConfig.frame`) until something shows before one: white
+    objects do not on white. Without any, nothing tells the prior what to paint behind; multi-view priors have seen
+    flat colours, the same in all views. The log says so where no background or no object was found.
+    """
+    condition = prior.condition(prompt, torch.ones(3))
+    for frame in frames:
+        framed_views = sample_views(prior, condition, cameras, replace(config, frame=frame), run)
+        keyed = Views(*key_views(framed_views.images, torch.tensor(frame)), framed_views.cameras)
+        assert keyed.masks is not None
+        if float(keyed.masks.mean(dim=(1, 2, 3)).min()) >= VISIBLE:
+            return keyed
+        run.log(event="no_object", frame=list(frame))
+    views = sample_views(prior, condition, cameras, config, run)
+    colour = border_colour(views.images)
+    if colour is None:
+        run.log(event="no_flat_background")
+        return views
+    return Views(*key_views(views.images, colour), views.cameras)
+
+
+def border_colour(images: Float[Tensor, "v 3 h w"], tolerance: float = 12.0) -> Float[Tensor, "3"] | None:
+    """The colour (a median) along the borders of images, None where their pixels typically differ from it.
+
+    `tolerance` is a colour difference (CIELAB): what small priors paint unevenly stays below it.
+    """
+    edges = (images[..., 0, :], images[..., -1, :], images[..., 1:-1, 0], images[..., 1:-1, -1])
+    border = torch.cat(edges, dim=-1).movedim(1, -1).reshape(-1, 3).float()  # [v * pixels, 3]
+    colour = border.median(dim=0).values
+    lab = to_lab(torch.cat([colour[None], border])[None].numpy())[0]
+    return colour if float(np.median(np.linalg.norm(lab[1:] - lab[0], axis=-1))) <= tolerance else None
 
 
 def key_views(

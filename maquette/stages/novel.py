@@ -6,18 +6,15 @@ any optimisation.
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 
 from maquette.cameras import Cameras
-from maquette.diffusion.sampling import SamplingSteps, ddim_updates, unit_noise
 from maquette.errors import UserError
 from maquette.images import Views
 from maquette.priors.base import Condition, Prior
 from maquette.priors.guided import guided_x0, rectified_x0
 from maquette.run import Stage
-from maquette.stages.look import SamplingConfig, key_views
+from maquette.stages.look import SamplingConfig, key_views, sample_latents
 
 
 @torch.no_grad()
@@ -34,16 +31,11 @@ def sample_novel_views(
         raise UserError(
             f"novel views are sampled one by one, and this prior makes {prior.num_views} at once; use sample_views"
         )
-    if config.clip and prior.codec.stochastic:
-        raise UserError("clip needs a codec whose latents are pixels; this prior's are not, so leave clip off")
     device = condition.text.device
     generators = [
         run.generator(step=config.pick, purpose=f"novel view {index}", device="cpu") for index in range(len(cameras))
     ]
-    shape = (len(cameras), 1, *prior.codec.latent_shape)
-    noise = unit_noise(generators, torch.empty(shape, device=device))
-    make = SamplingSteps.released if config.spacing == "released" else SamplingSteps.exact
-    steps = make(prior.noise_schedule, config.steps)
+    like = torch.empty(len(cameras), 1, *prior.codec.latent_shape, device=device)
     posed = cameras.to(device).reshape(-1, 1)
     strength = {"guidance_scale": config.guidance_scale, "rescale": config.rescale}
     if free is None:
@@ -51,25 +43,7 @@ def sample_novel_views(
         predict = guided_x0(prior, cond=condition, uncond=twin, cameras=posed, **strength)
     else:
         predict = rectified_x0(prior, free, cond=condition, cameras=posed, **strength)
-
-    def clip(x0: torch.Tensor, _t: torch.Tensor) -> torch.Tensor:
-        return prior.codec.encode(prior.codec.decode(x0))
-
-    def decoded(latents: torch.Tensor) -> torch.Tensor:
-        return prior.codec.decode(latents)[:, 0].float().cpu()
-
-    latents = noise(0)
-    updates = ddim_updates(
-        predict, latents, steps, eta=config.eta, noise=noise, predicts="x0", correct_x0=clip if config.clip else None
-    )
-    with run.progress(len(steps)) as progress:
-        for state in updates:
-            latents = state.x
-            progress.update(state.index + 1)
-            run.preview(state.index, partial(decoded, state.x0_pred))
-            if not run.keep_going():
-                raise KeyboardInterrupt
-    images = decoded(latents)
+    images = sample_latents(prior, predict, like, config, generators, run)[:, 0]
     cameras = cameras.to("cpu").with_size(*images.shape[-2:])
     if condition.background is None:
         return Views(images, None, cameras)

@@ -15,10 +15,13 @@ from maquette.run import Run, Stage
 from maquette.stages.look import (
     KEY_COLOURS,
     SamplingConfig,
+    border_colour,
     draw_scenes,
     key_colour,
     key_views,
+    revise_views,
     sample_candidates,
+    sample_from_words,
     sample_views,
     view_names,
 )
@@ -201,3 +204,78 @@ def test_settings_are_validated():
     ):
         with pytest.raises(UserError, match=match):
             SamplingConfig(**wrong)
+
+
+def test_a_frame_is_held_and_names_the_background(stage):
+    """A prior without a picture paints what it likes; held borders tell which colour is behind."""
+    prior = tiny_prior()
+    words, cameras = replace(prompt(), image=None), four_cameras()
+    views = sample_from_words(prior, words, cameras, replace(QUICK, spacing="exact"), [(0.0, 1.0, 0.0)], stage)
+    assert views.masks is not None
+    config = replace(QUICK, spacing="exact", frame=(0.0, 1.0, 0.0))
+    (images,) = draw_scenes(prior, prior.condition(words, WHITE), cameras, config, [torch.Generator()], stage)
+    green = torch.tensor([0.0, 1.0, 0.0])[:, None]
+    for edge in (images[..., 0, :], images[..., -1, :], images[..., 0], images[..., -1]):
+        torch.testing.assert_close(edge, green.expand_as(edge), atol=1e-5, rtol=0)
+    published = tiny_published()
+    with pytest.raises(UserError, match="frame needs a codec whose latents are pixels"):
+        draw_scenes(published, published.condition(words, WHITE), cameras, config, [torch.Generator()], stage)
+
+
+def test_the_next_frame_is_tried_where_nothing_shows(stage, monkeypatch):
+    from maquette.stages import look
+
+    shown = torch.ones(4, 3, 16, 16)  # a white object on white, then on black
+    shown[..., :2], shown[..., -2:], shown[..., :2, :], shown[..., -2:, :] = 0, 0, 0, 0
+    asked = []
+
+    def sample(prior, condition, cameras, config, run):
+        asked.append(config.frame)
+        return Views(torch.ones(4, 3, 16, 16) if config.frame == (1.0, 1.0, 1.0) else shown, None, cameras)
+
+    monkeypatch.setattr(look, "sample_views", sample)
+    cameras = orbit(4, height=16, width=16)
+    views = sample_from_words(
+        tiny_prior(), replace(prompt(), image=None), cameras, QUICK, [(1.0, 1.0, 1.0), (0.0, 0.0, 0.0)], stage
+    )
+    assert asked == [(1.0, 1.0, 1.0), (0.0, 0.0, 0.0)]
+    assert views.masks is not None and float(views.masks[:, :, 8, 8].min()) == 1.0 and not views.masks[..., 0].any()
+
+
+def test_the_colour_of_borders():
+    flat = torch.full((4, 3, 16, 16), 0.25)
+    flat[..., 4:12, 4:12] = 1.0
+    torch.testing.assert_close(border_colour(flat), torch.full((3,), 0.25))
+    noise = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert border_colour(noise) is None
+
+
+@pytest.mark.parametrize("make", [tiny_prior, tiny_published])
+def test_views_are_revised_from_what_is_given(make, stage):
+    prior = make()
+    cond = prior.condition(prompt(), WHITE)
+    size = prior.codec.image_size
+    picture = prompt().image.resized(size)
+    cameras = orbit(4, height=size, width=size)
+    given = Views(picture.image.expand(4, -1, -1, -1), picture.mask.expand(4, -1, -1, -1), cameras)
+    kept = revise_views(prior, cond, given, 0.0, QUICK, stage)
+    expected = prior.codec.decode(prior.codec.encode(given.composite(WHITE)[None]))[0]
+    torch.testing.assert_close(kept.composite(WHITE), expected, atol=0.3, rtol=0)
+    assert torch.equal(kept.cameras.c2w, cameras.c2w)
+    revised = [revise_views(prior, cond, given, strength, QUICK, stage).images for strength in (0.4, 1.0)]
+    assert not torch.equal(*revised)
+    with pytest.raises(UserError, match="strength"):
+        revise_views(prior, cond, given, 1.5, QUICK, stage)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
+def test_a_sampler_of_diffusers_draws_the_same_kind_of_views(stage):
+    pytest.importorskip("diffusers", reason="needs diffusers: pip install 'maquette[published]'")
+    prior = oracle(dtype=torch.float32)
+    cond = prior.condition(prompt(), WHITE)
+    config = SamplingConfig(steps=6, guidance_scale=2.0, spacing="exact", sampler="euler")
+    (images,) = draw_scenes(prior, cond, four_cameras(), config, [torch.Generator()], stage)
+    guided = prior.x_uncond + 2.0 * (prior.x_cond - prior.x_uncond)
+    torch.testing.assert_close(images, prior.codec.decode(guided)[0], atol=2e-2, rtol=0)
+    with pytest.raises(UserError, match="eta is a setting of ddim"):
+        replace(config, eta=1.0)
