@@ -289,6 +289,13 @@ def _shrink(pixels: Pixels, longest: int) -> Pixels:
     return small.permute(1, 2, 0).contiguous().numpy()
 
 
+def frame_object(
+    image: Float[Tensor, "3 h w"], mask: Float[Tensor, "1 h w"], size: int, margin: float = 0.1
+) -> ImagePrompt:
+    """A masked object centred in a square of `size` px, the longer side of its bounding box 1 - 2 `margin` of it."""
+    return _frame(image, mask, size, margin, crop=True)
+
+
 def _frame(
     image: Float[Tensor, "3 h w"], mask: Float[Tensor, "1 h w"], size: int, margin: float, crop: bool
 ) -> ImagePrompt:
