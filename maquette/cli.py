@@ -19,6 +19,7 @@ from maquette.run.memory import LIBRARIES, explain_out_of_memory, require_memory
 COMMANDS = {
     "imagedream": ("maquette.commands.imagedream", "one picture to a textured 3D object (ImageDream)"),
     "usd": ("maquette.commands.usd", "one picture, seen from any height, to a textured 3D object (USD)"),
+    "text": ("maquette.commands.text", "a sentence to a textured 3D object (MVDream, DreamFusion)"),
     "views": ("maquette.commands.views", "one picture to four consistent views of the object, in seconds"),
     "render": ("maquette.commands.render", "GLB and OBJ objects to posed pictures, for training and evaluation"),
     "train": ("maquette.commands.train", "train the embedded priors"),

@@ -72,13 +72,16 @@ def measured_rows() -> tuple[Row, ...]:
 
 
 def needs_of(config: Any, views: int = 4) -> list[Need]:
-    """Kinds of steps that a method's config asks for, by its fields `sampling`, `distillation` and `fit`."""
+    """Kinds of steps that a method's config asks for, by its fields `sampling` (its own, or that of `first_views`),
+    `distillation`, `cameras` (whose scenes have so many views) and `fit`.
+    """
     needs = [Need("load", 0, 0, 1)]
-    if (sampling := getattr(config, "sampling", None)) is not None:
+    if (sampling := getattr(getattr(config, "first_views", config), "sampling", None)) is not None:
         warm = getattr(config, "warm_start", None)
         needs.append(Need("views", views, 0, sampling.steps * (warm.rings if warm else 1)))
     distillation, fit = getattr(config, "distillation", None), getattr(config, "fit", None)
     if distillation is not None and fit is not None:
+        views = getattr(getattr(config, "cameras", None), "num_views", views)
         kinds = Counter(
             (round(distillation.scenes.at(step, fit.steps)), round(distillation.resolution.at(step, fit.steps)))
             for step in range(0, fit.steps, distillation.every)

@@ -235,6 +235,7 @@ MODELS: Mapping[str, Model] = {model.name: model for model in _LISTED}
 ALIASES: Mapping[str, str] = {
     "imagedream-pixel": "imagedream",
     "mvdream-sd21": "mvdream",
+    "sd": "stable-diffusion-2.1-base",
     "sd15": "stable-diffusion-1.5",
     "sd21-base": "stable-diffusion-2.1-base",
 }
