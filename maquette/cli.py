@@ -20,6 +20,7 @@ COMMANDS = {
     "imagedream": ("maquette.commands.imagedream", "one picture to a textured 3D object (ImageDream)"),
     "usd": ("maquette.commands.usd", "one picture, seen from any height, to a textured 3D object (USD)"),
     "text": ("maquette.commands.text", "a sentence to a textured 3D object (MVDream, DreamFusion)"),
+    "dreambooth3d": ("maquette.commands.dreambooth3d", "photos of one's own thing and a sentence to 3D (DreamBooth3D)"),
     "views": ("maquette.commands.views", "one picture to four consistent views of the object, in seconds"),
     "render": ("maquette.commands.render", "GLB and OBJ objects to posed pictures, for training and evaluation"),
     "train": ("maquette.commands.train", "train the embedded priors"),

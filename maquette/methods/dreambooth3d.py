@@ -202,7 +202,7 @@ def dreambooth3d(subject: Subject | LearnedSubject, caption: str, config: Config
     run.cite(CITATION, DREAMBOOTH, DREAMFUSION)
     encoder = picture_encoder(prior, config)
 
-    learned = subject if isinstance(subject, LearnedSubject) else learn_subject(prior, subject, encoder, config, run)
+    learned = learn_subject(prior, subject, encoder, config, run)
     partial, full = prior.adapted(learned.partial), prior.adapted(learned.full)
     if config.samples:
         models = {"base": prior, "partial": partial, "full": full}
@@ -244,6 +244,8 @@ def picture_encoder(prior: AdaptablePrior, config: Config) -> PictureEncoder | N
     if config.encoder == "none":
         return None
     if config.encoder != "own":
+        if not Path(config.encoder).is_dir():
+            raise UserError(f"encoder is own, none, or the folder of a CLIP model; there is no folder {config.encoder}")
         return ClipEncoder(Path(config.encoder), device=str(prior.device))
     if not isinstance(prior, MultiViewPrior):
         raise UserError(f"{config.prior} has no encoders of its own to judge pictures; set encoder to a folder of CLIP")
@@ -251,9 +253,16 @@ def picture_encoder(prior: AdaptablePrior, config: Config) -> PictureEncoder | N
 
 
 def learn_subject(
-    prior: AdaptablePrior, subject: Subject, encoder: PictureEncoder | None, config: Config, run: Run
+    prior: AdaptablePrior,
+    subject: Subject | LearnedSubject,
+    encoder: PictureEncoder | None,
+    config: Config,
+    run: Run,
 ) -> LearnedSubject:
-    """DreamBooth, once for all captions: the partial and the full model of a subject."""
+    """DreamBooth, once for all captions: the partial and the full model of a subject, which this run keeps, too."""
+    if isinstance(subject, LearnedSubject):
+        parts = (subject.photos, subject.partial, subject.full, subject.class_pictures)
+        return run.stage("subject", keep_learned, *parts)
     photos: Photos = run.stage("photos", prepare_photos, subject, config.photos, prior.codec.image_size, encoder)
     others = None
     if config.class_pictures is not None:

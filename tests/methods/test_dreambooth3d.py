@@ -175,7 +175,7 @@ def test_a_subject_serves_many_captions(package, subject, tmp_path):
     for caption in ("a [v] kite", "a red [v] kite"):
         with Run.open(tmp_path / caption, seed=2, device="cpu", quiet=True) as run:
             dreambooth3d(learned, caption, config, run)
-        assert {path.name for path in (run.folder / "stages").iterdir()} == {"initial_field", "mesh"}
+        assert {path.name for path in (run.folder / "stages").iterdir()} == {"subject", "initial_field", "mesh"}
         fields.append(run.folder / "stages" / "initial_field" / "result" / "scene.safetensors")
     first = tmp_path / "one" / "stages" / "initial_field" / "result" / fields[0].name
     assert fields[0].read_bytes() == first.read_bytes() != fields[1].read_bytes()

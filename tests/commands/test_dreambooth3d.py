@@ -1,0 +1,163 @@
+"""`maquette dreambooth3d` from photos to an object with a tiny prior: mistakes, and a run broken off in each stage."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maquette import cli
+from maquette.commands.dreambooth3d import check_words
+from maquette.methods.dreambooth3d import nano, paper
+from maquette.priors.hub import save_prior
+from maquette.run import Stage
+from tests.priors.tiny import tiny_config, tiny_prior
+
+PHOTOS = 3
+QUICK = (
+    "--quality draft --steps 2 --personal.steps 2 --personal.keep 1 --personal.batch 1 --multiview.personal.steps 1 "
+    "--multiview.personal.batch 1 --class-pictures.count 2 --sampling.steps 2 --samples 1 "
+    "--class-pictures.sampling.steps 2 --pseudo-views.count 3 --pseudo-views.size 16 --scene.samples.value 24 "
+    "--pseudo-views.translate.sampling.steps 2 --pseudo-views.translate.retries 0 "
+    "--pseudo-views.translate.min-mask-iou 0 --pseudo-views.translate.no-keep-likeness "
+    "--pseudo-views.translate.no-refuse-fronts --mesh.resolution 16 --mesh.texture-size 64 --mesh.unwrap-seconds 0 "
+    "--distillation.resolution.value 16 --reconstruction.resolution.value 16 --personal.checkpoint-seconds 0 "
+    "--multiview.personal.checkpoint-seconds 0 --initial-fit.checkpoint-seconds 0 --fit.checkpoint-seconds 0"
+).split()
+STAGES = ["photos", "class_pictures", "dreambooth", "subject", "samples", "initial_field", "renderings",
+          "pseudo_views", "multiview_model", "final_field", "mesh"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with photos of a kite and the weights of a tiny prior."""
+    folder = tmp_path_factory.mktemp("place")
+    save_prior(folder / "weights", tiny_prior(), tiny_config(), {"name": "nano", "licence": "Apache-2.0"})
+    (folder / "kite").mkdir()
+    y, x = np.mgrid[:64, :64] - 31.5
+    for number in range(PHOTOS):
+        rgba = np.zeros((64, 64, 4), np.uint8)
+        rgba[..., :3] = np.stack([200 + 0 * x, 100 + 2 * x, (60 * number + 2 * y) % 256], axis=-1)
+        rgba[..., 3] = np.where(abs(x) + abs(y + 3 * number) < 20 + 2 * number, 255, 0)
+        Image.fromarray(rgba).save(folder / "kite" / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def maquette(capsys, tmp_path, monkeypatch, place):
+    """Run the command in this process: (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words, quick=True):
+        weights = ["--weights", str(place / "weights")] if quick else []
+        code = cli.main(["dreambooth3d", *map(str, words), *(QUICK if quick else []), *weights])
+        out, error = capsys.readouterr()
+        assert "Traceback" not in error, error
+        return code, out, error
+
+    return call
+
+
+WISH = ("--subject", "kite", "--caption", "a [v] kite in the snow")
+
+
+class Killed(BaseException):
+    """What no part of the program expects."""
+
+
+def test_broken_off_in_every_stage_the_object_has_the_same_bytes(maquette, place, tmp_path, monkeypatch):
+    code, out, error = maquette(place / "kite", *WISH, "--out", "whole")
+    assert code == 0, error
+    whole = tmp_path / "whole"
+    for name in ("asset.glb", "report.html", "views.png", "prompt.png", "config.json", "provenance.json"):
+        assert (whole / name).stat().st_size > 0, name
+    assert sorted(path.name for path in (whole / "stages").iterdir()) == sorted(STAGES)
+    assert "about" in error and "the object, for any 3D viewer" in out
+    attempts = json.loads((whole / "stages" / "pseudo_views" / "result" / "attempts.json").read_text())["attempts"]
+    assert [entry["caption"] for entry in attempts if entry["accepted"]][0] == "a [v] kite in the snow, front view"
+    assert all(entry["reason"] for entry in attempts)
+
+    deaths: list[str] = []
+    save = Stage.save_checkpoint
+
+    def dying(stage, step, state):
+        save(stage, step, state)
+        if stage.name not in deaths:
+            deaths.append(stage.name)
+            raise Killed
+
+    monkeypatch.setattr(Stage, "save_checkpoint", dying)
+    monkeypatch.setattr("maquette.report.write_live", lambda folder, *_, **__: folder / "report.html")
+    monkeypatch.setattr("maquette.report.write_report", lambda folder: folder)  # a page costs more than a stage here
+    for _ in range(len(STAGES) + 1):
+        try:
+            code, _, error = maquette(place / "kite", *WISH, "--out", "broken")
+        except Killed:
+            continue
+        break
+    assert code == 0, error
+    assert {"dreambooth", "initial_field", "multiview_model", "final_field"} <= set(deaths)
+    assert (tmp_path / "broken" / "asset.glb").read_bytes() == (whole / "asset.glb").read_bytes()
+
+    # Another caption of the same subject learns nothing anew.
+    code, _, error = maquette("--subject-from", "whole", "--caption", "a red [v] kite", "--out", "red")
+    assert code == 0, error
+    made = {path.name for path in (tmp_path / "red" / "stages").iterdir()}
+    assert made == set(STAGES) - {"photos", "class_pictures", "dreambooth"}
+    assert (tmp_path / "red" / "asset.glb").read_bytes() != (whole / "asset.glb").read_bytes()
+    code, _, error = maquette("--subject-from", "whole", "--subject", "boat", "--caption", "a red [v] boat")
+    assert code == 2 and "is a kite, not a boat" in error
+
+
+MISTAKES = [
+    (["FOLDER", "--caption", "a [v] kite"], ["--subject is missing"]),
+    (["FOLDER", "--subject", "kite"], ["--caption is missing", "[v] kite asleep"]),
+    (["FOLDER", "--subject", "kite", "--caption", "a kite"], ["does not say where the subject is", "[v]"]),
+    (["--subject", "kite", "--caption", "a [v] kite"], ["FOLDER is missing", "--subject-from"]),
+    (["nowhere", "--subject", "kite", "--caption", "a [v] kite"], ["nowhere", "3-6 photos"]),
+    (["FEW", "--subject", "kite", "--caption", "a [v] kite"], ["holds 1 photos", "at least 3"]),
+    (["TWINS", "--subject", "kite", "--caption", "a [v] kite"], ["the same photo"]),
+    (["BROKEN", "--subject", "kite", "--caption", "a [v] kite"], ["cannot be used", "torn.png"]),
+    (["FOLDER", *WISH, "--steps", "0"], ["--steps", "at least 1, got 0"]),
+    (["FOLDER", *WISH, "--variant", "two"], ["--variant", "one-stage"]),
+    (["FOLDER", *WISH, "--quality", "best"], ["--quality", "draft"]),
+    (["FOLDER", *WISH, "--reconstruction", "som"], ["--reconstruction", "none"]),
+    (["FOLDER", *WISH, "--encoder", "nowhere"], ["there is no folder nowhere"]),
+    (["FOLDER", *WISH, "--personal.keep", "9", "--personal.steps", "3"], ["keep names steps from 0 to 3"]),
+    (["FOLDER", *WISH, "--balance.share.firs", "1"], ["--balance.share.firs", "did you mean"]),
+    (["--subject-from", "FOLDER", "--caption", "a [v] kite"], ["holds no subject that was learned"]),
+    (["FOLDER", "--subject-from", "FOLDER", "--caption", "a [v] kite"], ["leave FOLDER and --masks out"]),
+]
+
+
+@pytest.mark.parametrize(("words", "parts"), MISTAKES, ids=lambda value: " ".join(value)[:60])
+def test_a_mistake_is_one_sentence_and_exit_2(maquette, place, tmp_path, words, parts):
+    photo = (place / "kite" / "0.png").read_bytes()
+    for folder, files in {"FEW": {}, "TWINS": {"again.png": photo}, "BROKEN": {"torn.png": photo[:99]}}.items():
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "0.png").write_bytes(photo)
+        for name, data in files.items():
+            (tmp_path / folder / name).write_bytes(data)
+        if folder != "FEW":
+            for number in (1, 2):
+                (tmp_path / folder / f"{number}.png").write_bytes((place / "kite" / f"{number}.png").read_bytes())
+    code, _, error = maquette(*[place / "kite" if word == "FOLDER" else word for word in words], quick=False)
+    assert code == 2, error
+    (line,) = [line for line in error.splitlines() if line.startswith("maquette: ")]
+    for part in parts:
+        assert part in line
+
+
+def test_an_estimate_needs_no_photos(maquette):
+    code, out, _ = maquette("--estimate", quick=False)
+    assert code == 0 and "time: about" in out and "memory: about" in out
+    code, out, _ = maquette("--estimate", "--preset", "paper", quick=False)
+    assert code == 0 and "not measured" in out
+
+
+def test_words_that_nano_was_never_taught_are_named(capsys):
+    check_words("a flibbertigibbet [v] kite in the snow", "kite", nano())
+    check_words("a flibbertigibbet [v] kite", "kite", paper())
+    assert capsys.readouterr().err == "note: nano does not know flibbertigibbet, and passes over it\n"
