@@ -27,6 +27,8 @@ from maquette.evaluation.objects import ObjectBenchmark, evaluate_objects, evalu
 from maquette.evaluation.prompt_cameras import PromptCameras, evaluate_cameras
 from maquette.evaluation.prompts import PromptBenchmark, evaluate_prompts
 from maquette.evaluation.published import ClipEncoder, DinoEncoder
+from maquette.evaluation.stand_ins import StandIn
+from maquette.evaluation.subject import evaluate_subject, read_captions
 from maquette.evaluation.truth import Protocol
 from maquette.images import CameraEstimate, Prompt, Views
 from maquette.methods import imagedream
@@ -185,6 +187,26 @@ class GsoOptions:
 
 
 @dataclass(frozen=True)
+class SubjectOptions:
+    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN...")]
+    """Folders of finished runs of `maquette dreambooth3d`, all of one subject."""
+    out: Path = Path("subject.json")
+    """The figures."""
+    description: str = ""
+    """The subject in words, in place of "[v] NOUN" in the caption that is looked for among the distractors."""
+    distractors: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Captions to tell the own one from: the index.jsonl of a data pack. Without, R-precision is left out."""
+    photos: Annotated[Path | None, arg(metavar="FOLDER")] = None
+    """The folder of photos; where it holds a stand_in.json, results are compared with the true object."""
+    objects: Annotated[Path | None, arg(metavar="FOLDER")] = None
+    """Where the true object lies, if it was moved."""
+    symmetric: bool = False
+    """The subject looks alike from all sides, so it has no front that could be doubled."""
+    judges: Judges = Judges()
+    """Networks that compare pictures with photos and captions."""
+
+
+@dataclass(frozen=True)
 class CompareOptions:
     runs: Annotated[Positional[tuple[Path, Path]], arg(metavar="RUN RUN")]
     """Two run folders, or two folders of them with cases of equal names."""
@@ -211,6 +233,7 @@ def run(arguments: list[str]) -> int:
         "prompts": (prompts, "likeness and quality of what is made of pictures, without ground truth"),
         "cameras": (cameras, "how well ImageDream finds out from where a picture was taken"),
         "gso": (gso, "SyncDreamer's protocol on thirty scanned objects, for a method or for meshes that are there"),
+        "subject": (subject, "a personal subject: its likeness, its caption, its fronts, and the true object if known"),
         "compare": (compare, "a blinded page on which people choose between two results"),
         "votes": (votes, "what the votes of such a page say"),
     }
@@ -287,6 +310,30 @@ def gso(arguments: list[str]) -> int:
     )  # fmt: skip
     print(_table({method.name if options.results is None else options.results.name: report["mean"]}))
     print(f"{options.out}: {len(report['objects'])} objects, {len(report['failures'])} failures")
+    return 0
+
+
+def subject(arguments: list[str]) -> int:
+    """Runs of one subject."""
+    options = parse(SubjectOptions, arguments, "maquette evaluate subject", about="What became of a subject.")
+    if not options.runs:
+        raise UserError("RUN is missing: name one or more finished runs of `maquette dreambooth3d`")
+    captions = read_captions(options.distractors)
+    if not captions:
+        print("note: without --distractors there is no R-precision", file=sys.stderr)
+    report = evaluate_subject(
+        options.runs, encoders=options.judges.load(), distractors=captions,
+        stand_in=None if options.photos is None else StandIn.read(options.photos, options.objects),
+        description=options.description, symmetric=options.symmetric, out=options.out,
+    )  # fmt: skip
+    names = list(dict.fromkeys(name for row in report["runs"] for name in row["figures"]))
+    width = max(map(len, names))
+    columns = [*((row["run"], row["figures"]) for row in report["runs"]), ("mean", report["mean"])]
+    columns = columns if len(report["runs"]) > 1 else columns[:1]
+    print(" " * width + "".join(f"  {title[-24:]:>24}" for title, _ in columns))
+    for name in names:
+        print(f"{name:<{width}}" + "".join(f"  {figures.get(name, float('nan')):>24.4f}" for _, figures in columns))
+    print(f"{options.out}: all figures")
     return 0
 
 
