@@ -119,6 +119,8 @@ def _token(digest: Any, kind: str, *parts: bytes | memoryview) -> None:
 
 def _feed_tensor(digest: Any, value: torch.Tensor) -> None:
     flat = value.detach().cpu().contiguous().reshape(-1)
+    if flat.numel() == 1:
+        flat = flat.clone(memory_format=torch.contiguous_format)  # one element may have any stride, an expanded one 0
     raw = flat.view(torch.uint8).numpy().data if flat.numel() else b""
     _token(digest, "tensor", f"{value.dtype}{tuple(value.shape)}".encode(), raw)
 

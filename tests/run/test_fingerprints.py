@@ -110,3 +110,10 @@ def test_paths_stand_for_their_content(tmp_path):
 def test_what_cannot_be_described_is_refused(value):
     with pytest.raises(ValueError, match="fingerprint|lasting name"):
         fingerprint(value)
+
+
+def test_an_expanded_tensor_is_what_it_reads_as():
+    for count in (1, 3):
+        expanded = torch.full((1,), 2.5).expand(count)[:, None].expand(count, 1)
+        assert fingerprint(expanded) == fingerprint(torch.full((count, 1), 2.5))
+    assert fingerprint(torch.zeros(()).expand(1)) == fingerprint(torch.zeros(1))
