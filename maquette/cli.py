@@ -31,6 +31,10 @@ COMMANDS = {
 """Command -> (module with a function `run(arguments) -> int`, what it is for)."""
 
 
+FROM_PICTURES = ("imagedream", "usd", "views")
+"""Commands whose input is a picture: one that is too large is refused before seconds go into importing anything."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `maquette` with `arguments` (the process's own by default) and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -65,7 +69,21 @@ def _dispatch(given: list[str]) -> int:
         raise UserError(f"there is no command {name!r}; {hint}")
     if name != "doctor":
         require_memory(LIBRARIES, f"`maquette {name}`")
+    if name in FROM_PICTURES:
+        _refuse_huge_pictures(given[1:])
     return int(import_module(COMMANDS[name][0]).run(given[1:]))
+
+
+def _refuse_huge_pictures(words: Sequence[str]) -> None:
+    """UserError for a huge picture among the words; what is no picture is left to the command itself."""
+    from pathlib import Path
+
+    from maquette.imagesizes import check_header
+
+    for word in words:
+        path = Path(word.partition("=")[2] if word.startswith("-") else word)
+        if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"):
+            check_header(path)
 
 
 def _help() -> str:

@@ -18,14 +18,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from maquette.errors import UserError
+from maquette.imagesizes import MAX_PIXELS, READABLE, check_size
 from maquette.matting import Pixels
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
-
-MAX_SIDE = 16384
-MAX_PIXELS = 64_000_000
-READABLE = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 
 
 def read_image(path: str | Path) -> Float[Tensor, "c h w"]:
@@ -57,7 +54,7 @@ def decode(path: Path, about: int | None = None) -> Pixels:
         warnings.filterwarnings("ignore", category=UserWarning)
         try:
             with Image.open(path, formats=READABLE) as file:
-                _check_size(path, *file.size)
+                check_size(path, *file.size)
                 file.load()
                 image = _to_srgb(ImageOps.exif_transpose(file), file.info.get("icc_profile"))
                 return _to_float(image if about is None else _reduced(image, about))
@@ -81,14 +78,6 @@ def decode(path: Path, about: int | None = None) -> Pixels:
             OverflowError,
         ) as error:
             raise UserError(f"{path} is damaged and cannot be decoded ({error}); save it again") from None
-
-
-def _check_size(path: Path, width: int, height: int) -> None:
-    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-        raise UserError(
-            f"{path} has {width}x{height} px; at most {MAX_SIDE} px a side and {MAX_PIXELS // 1_000_000} megapixels "
-            "can be read, so make it smaller first"
-        )
 
 
 def _to_srgb(image: PillowImage, profile: bytes | None) -> PillowImage:

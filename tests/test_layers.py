@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "maquette"
 
 FLOORS: list[set[str]] = [
     {"errors", "cameras", "images", "imagefiles", "matting", "saliency", "schedules", "asset", "run"}
-    | {"subjects", "videofiles", "wording"},
+    | {"subjects", "videofiles", "wording", "imagesizes"},
     {"fields"},
     {"rendering", "meshing", "diffusion"},
     {"priors"},

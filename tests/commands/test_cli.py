@@ -240,3 +240,17 @@ def test_models(maquette):
     assert code == 0 and out.startswith("nano") and "imagedream" in out
     assert refused(maquette("models", "chekc"), "did you mean 'check'?")
     assert refused(maquette("models", "check", "nowhere"), "nowhere")
+
+
+def test_a_huge_picture_is_refused_within_a_second(tmp_path):
+    """From the header, and before anything heavy is imported."""
+    from tests.test_images import huge_png
+
+    huge_png(tmp_path / "huge.png", 20_000, 20_000)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "maquette", "imagedream", "huge.png", "--out", "run"]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, cwd=tmp_path)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 2 and not (tmp_path / "run").exists()
+    assert done.stderr.startswith("maquette: huge.png has 20000x20000 px") and done.stderr.count("\n") == 1
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
