@@ -137,16 +137,16 @@ def print_cost(method: Method, config: Any, device: str) -> None:
         print(describe_cost(config, where))
 
 
-def read_options(method: Method, arguments: list[str]) -> tuple[Options, Any]:
+def read_options(method: Method, arguments: list[str], options: type[Options] = Options) -> tuple[Options, Any]:
     """The common options and the method's config, with `--preset` and `--quality` as the config's starting point."""
-    kind = method_options(Options, starting_config(method, arguments))
-    options: Any = parse(kind, arguments, f"maquette {method.name}", about=method.about)
-    config = options.config
-    if options.steps is not None:
-        if options.steps < 1:
-            raise UserError(f"--steps: expected a whole number of at least 1, got {options.steps}")
-        config = with_steps(config, options.steps)
-    return options, config
+    kind = method_options(options, starting_config(method, arguments))
+    found: Any = parse(kind, arguments, f"maquette {method.name}", about=method.about)
+    config = found.config
+    if found.steps is not None:
+        if found.steps < 1:
+            raise UserError(f"--steps: expected a whole number of at least 1, got {found.steps}")
+        config = with_steps(config, found.steps)
+    return found, config
 
 
 def starting_config(method: Method, arguments: list[str]) -> Any:

@@ -90,7 +90,7 @@ def run(arguments: list[str]) -> int:
 
 def read_options(arguments: list[str]) -> tuple[Options, Config]:
     """The options, and the config of the recipe that `--preset` and `--prior` choose together."""
-    prior = _value_of(arguments, "--prior")
+    prior = value_of(arguments, "--prior")
     preset = word_after(arguments, "--preset", PRESETS, "paper" if prior not in (None, "nano") else "nano")
     start = configure(preset, word_after(arguments, "--quality", QUALITIES, "default"), prior)
     options: Any = parse(method_options(Options, start), arguments, "maquette text", about=METHOD.about)
@@ -113,7 +113,7 @@ def _estimate(arguments: list[str]) -> int:
     return 0
 
 
-def _value_of(arguments: list[str], name: str) -> str | None:
+def value_of(arguments: list[str], name: str) -> str | None:
     """The last value given to an option, read before the rest."""
     found = None
     for word, after in zip(arguments, [*arguments[1:], ""], strict=False):

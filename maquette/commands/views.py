@@ -1,92 +1,101 @@
-"""`maquette views`: one picture to four consistent views of the object, ImageDream's first stage alone."""
+"""`maquette views`: a picture or words to views of the object, with any prior that can draw them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
 
 import torch
+from tyro.conf import Positional, arg
 
 from maquette.commands.imagedream import PARALLEL
-from maquette.commands.method import Method, run_method
+from maquette.commands.method import (
+    Method,
+    Options,
+    describe_inputs,
+    make_in_folder,
+    print_cost,
+    read_options,
+    slug,
+    with_elevation,
+)
+from maquette.commands.pictures import labelled_rows
+from maquette.commands.text import check_vocabulary, value_of
 from maquette.errors import UserError
-from maquette.images import Prompt, Views, save_image, sheet
-from maquette.methods import imagedream
-from maquette.priors.multiview import ImageWeight
+from maquette.images import Prompt, Views, read_prompt, save_image
+from maquette.methods.views import WORDS_ALONE, Config, configure, sample_any_views
 from maquette.run import Run
 from maquette.run.files import atomic_path
 from maquette.run.memory import GIB
-from maquette.stages.look import SamplingConfig, sample_candidates
+from maquette.stages.look import view_names
 
 
 @dataclass(frozen=True)
-class Config:
-    """The part of ImageDream's config that decides the sampled views."""
+class ViewsOptions(Options):
+    """The common options, without a need for a picture."""
 
-    prior: str = "imagedream"
-    """Which prior: "nano" is inside the package, others come with --weights."""
-    weights: Path | None = None
-    """File or folder of the prior's weights."""
-    control: str = "local+pixel"
-    """Image controllers in use, joined by '+': global, local, pixel; or 'none'."""
-    image_weight: ImageWeight = ImageWeight()
-    """Strength of each controller."""
-    view_elevation: float = 5.0
-    """Elevation of the views, degrees."""
-    fovy: float = 40.0
-    """Vertical field of view that the views are taken to have, degrees."""
-    background: Literal["key", "white", "grey"] = "key"
-    """Behind the views: the colour that differs most from the object, or a fixed one."""
-    sampling: SamplingConfig = SamplingConfig()
-    """Diffusion sampling."""
-    candidates: int = 1
-    """Draw so many, one row each in candidates.png; --sampling.pick K then takes the one of row K, counted from 0."""
-
-    def __post_init__(self) -> None:
-        if self.candidates < 1:
-            raise UserError(f"candidates must be at least 1, got {self.candidates}")
+    image: Annotated[Positional[Path | None], arg(metavar="IMAGE")] = None  # type: ignore[assignment]
+    """Picture of one object: PNG, JPEG or WebP; may be left out for priors that read words (--caption)."""
 
 
-NAMES = ("prior", "weights", "control", "image_weight", "view_elevation", "fovy", "background", "sampling")
-"""Settings that are ImageDream's own."""
-
-
-def configure_views(preset: str, quality: str) -> Config:
-    """The same numbers that `maquette imagedream` uses for its views."""
-    whole = imagedream.configure(preset, quality)
-    return Config(**{name: getattr(whole, name) for name in NAMES})
+def configure_views(preset: str, quality: str, prior: str | None = None) -> Config:
+    """The same numbers that `maquette imagedream` uses for its views, or those of the prior's own authors."""
+    return configure(preset, quality, prior)
 
 
 def sample(prompt: Prompt, config: Config, run: Run) -> Views:
-    """The canonical views of the prompt's object; with several candidates, the first of them."""
-    method = imagedream.Config(**{name: getattr(config, name) for name in NAMES})
-    prior = imagedream.prior_of(method, run)
-    run.cite(imagedream.CITATION)
-    condition = prior.condition(prompt, imagedream.background_colour(prompt, method))
-    cameras = imagedream.ring_cameras(method, prior.codec.image_size, 0.0)
-    candidates: list[Views] = run.stage(
-        "views", sample_candidates, prior, condition, cameras, config.sampling, config.candidates
-    )
+    """The named views; with several candidates the first of them, and all of them on a sheet."""
+    candidates = sample_any_views(prompt, config, run)
+    names = view_names(candidates[0].cameras)
+    run.log(event="views", names=names)
+    print(f"views: {', '.join(f'{index:03d} {name}' for index, name in enumerate(names))}", file=sys.stderr)
     if len(candidates) > 1:
-        rows = torch.cat([views.composite(torch.ones(3)) for views in candidates])
+        rows = [views.composite(torch.ones(3)) for views in candidates]
+        picks = [f"pick {config.sampling.pick + row}" for row in range(len(rows))]
         with atomic_path(run.folder / "candidates.png") as temporary:
-            save_image(temporary, sheet(rows, columns=len(candidates[0])))
+            save_image(temporary, labelled_rows(rows, picks, names))
+        print(f"candidates: {run.folder / 'candidates.png'}; take row K with --sampling.pick K", file=sys.stderr)
     return candidates[0]
 
 
 def estimate(config: Config) -> tuple[float, int]:
     """Seconds on two CPU cores and bytes, as for `maquette imagedream`."""
-    if config.prior != "nano":
+    if not config.prior.startswith("nano"):
         return 0.0, 0
-    return (0.10 * config.sampling.steps * config.candidates + 8.0) / PARALLEL, GIB // 2
+    return (0.10 * config.sampling.steps * config.seeds + 8.0) / PARALLEL, GIB // 2
 
 
 METHOD = Method(
-    "views", "One picture to four consistent views of its object, in seconds.", configure_views, sample, estimate
+    "views", "A picture, or words, to consistent views of the object, in seconds.", configure_views, sample, estimate
 )
 
 
 def run(arguments: list[str]) -> int:
-    """Sample the views."""
-    return run_method(METHOD, arguments)
+    """Draw the views."""
+    method = replace(METHOD, config=partial(configure_views, prior=value_of(arguments, "--prior")))
+    options, config = read_options(method, arguments, ViewsOptions)
+    if options.estimate:
+        print_cost(method, config, options.device)
+        return 0
+    caption = " ".join(options.caption.split())
+    if options.image is not None:
+        prompt = read_prompt(options.image, mask=options.mask, caption=caption, negative=options.negative)
+        name, inputs = options.image.stem, describe_inputs(options)
+        if config.prior in WORDS_ALONE:
+            if not caption:
+                raise UserError(f"{config.prior} reads words alone; say with --caption what the picture shows")
+            print(f"note: {config.prior} reads words alone; the picture is not looked at", file=sys.stderr)
+    elif not caption:
+        raise UserError("IMAGE is missing; `maquette views --help` says what it is. (Words alone go with --caption.)")
+    else:
+        if config.prior == "nano":
+            check_vocabulary(caption)
+        prompt, name = Prompt(None, caption=caption, negative=options.negative), caption[:40]
+        inputs = {"caption": caption, "preset": options.preset, "quality": options.quality}
+        if options.negative:
+            inputs["negative"] = options.negative
+    out = options.out or Path("runs") / f"views-{slug(name)}"
+    return make_in_folder(method, with_elevation(prompt, options.elevation), config, out, inputs, options, arguments)

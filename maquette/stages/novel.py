@@ -19,12 +19,21 @@ from maquette.stages.look import SamplingConfig, key_views, sample_latents
 
 @torch.no_grad()
 def sample_novel_views(
-    prior: Prior, free: Prior | None, condition: Condition, cameras: Cameras, config: SamplingConfig, run: Stage
+    prior: Prior,
+    free: Prior | None,
+    condition: Condition,
+    cameras: Cameras,
+    config: SamplingConfig,
+    run: Stage,
+    *,
+    start: Views | None = None,
+    strength: float = 1.0,
 ) -> Views:
     """The object of a condition from cameras [V], each view with noise of its own, all in one batch.
 
     Masks are keyed from the condition's flat background (none without one). With `free` guidance is rectified, and
-    `config.unconditional` has no say. UserError for a prior that makes several views at once; KeyboardInterrupt when
+    `config.unconditional` has no say. With `start`, views from these cameras, only the last `strength` share of the
+    steps runs, from there (img2img). UserError for a prior that makes several views at once; KeyboardInterrupt when
     the person asked to stop.
     """
     if prior.num_views not in (None, 1):
@@ -37,13 +46,17 @@ def sample_novel_views(
     ]
     like = torch.empty(len(cameras), 1, *prior.codec.latent_shape, device=device)
     posed = cameras.to(device).reshape(-1, 1)
-    strength = {"guidance_scale": config.guidance_scale, "rescale": config.rescale}
+    guided = {"guidance_scale": config.guidance_scale, "rescale": config.rescale}
     if free is None:
         twin = prior.unconditional(condition, config.unconditional)
-        predict = guided_x0(prior, cond=condition, uncond=twin, cameras=posed, **strength)
+        predict = guided_x0(prior, cond=condition, uncond=twin, cameras=posed, **guided)
     else:
-        predict = rectified_x0(prior, free, cond=condition, cameras=posed, **strength)
-    images = sample_latents(prior, predict, like, config, generators, run)[:, 0]
+        predict = rectified_x0(prior, free, cond=condition, cameras=posed, **guided)
+    image = None
+    if start is not None:
+        background = torch.ones(3) if condition.background is None else condition.background.cpu()
+        image = prior.codec.encode(start.composite(background).to(device)[:, None])
+    images = sample_latents(prior, predict, like, config, generators, run, image=image, strength=strength)[:, 0]
     cameras = cameras.to("cpu").with_size(*images.shape[-2:])
     if condition.background is None:
         return Views(images, None, cameras)
