@@ -27,6 +27,7 @@ from maquette.report.markup import (
 from maquette.report.pictures import look_at_sides
 from maquette.report.record import RunRecord
 from maquette.report.sections import making_section, print_section, reading_section, surface_section
+from maquette.report.subject import subject_sections
 from maquette.report.turntable import to_bytes, write_turntable
 from maquette.run.files import write_text
 from maquette.stages.look import view_names
@@ -65,7 +66,9 @@ def build_page(run: RunRecord, mesh: Mesh | None) -> str:
         texture = None if mesh.texture is None else (mesh.texture.shape[0], mesh.texture.shape[1])
         body += [
             _hero(run, mesh),
-            _views_section(run, views, mesh),
+            *(about_subject := subject_sections(run)),
+            # Pseudo views are shown there, beside what they were painted over.
+            _views_section(run, None if about_subject else views, mesh),
             reading_section(run, _compared(run, mesh)),
             surface_section(_quality(run, mesh), texture),
         ]
@@ -92,6 +95,7 @@ def masthead(run: RunRecord, telling: str) -> str:
     method = words.METHODS.get(run.method, run.method or "maquette")
     source = "from one picture" if "image" in run.inputs else "from words"
     prior = run.config.get("prior")
+    source = "from photos and words" if "subject" in run.inputs else source
     chosen = f" with the {prior} prior" if prior else ""
     machine = "a GPU" if run.settings.get("device") == "cuda" else "a CPU"
     made = telling.format(f"{method} {source}{chosen}")
@@ -128,7 +132,8 @@ def view_uris(views: Views) -> list[str]:
 def _hero(run: RunRecord, mesh: Mesh) -> str:
     prompt = prompt_uri(run)
     words_ = run.inputs.get("caption")
-    given = picture(prompt, "the picture that was given", "The picture", kind="prompt") if prompt else ""
+    name = "The photos" if "subject" in run.inputs else "The picture"
+    given = picture(prompt, "the picture that was given", name, kind="prompt") if prompt else ""
     if not prompt:
         given = f'<figure class="prompt"><div class="plate"><p class="waiting">{escape(str(words_ or ""))}</p></div>'
         given += "<figcaption>The words</figcaption></figure>"

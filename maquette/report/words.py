@@ -40,6 +40,70 @@ STAGES = {
         "The cloud was shown to the prior from ever new directions and nudged towards what the prior expects to see "
         "there (score distillation, the heart of the method).",
     ),
+    "elevation": (
+        "Finding the height",
+        "The prior drew views around the picture, and the height was taken at which they agree best with each other.",
+    ),
+    "renderings": (
+        "Photographing the cloud",
+        "The finished cloud was rendered from all around.",
+    ),
+    "class_pictures": (
+        "Pictures of its kind",
+        "The 2D prior painted things of the same kind, so that it does not forget them while it learns this one.",
+    ),
+    "object": (
+        "Learning the object",
+        "The 2D prior learned the object from the picture and from the imagined views.",
+    ),
+    "detail": (
+        "Learning the picture's own look",
+        "A few more steps told the sharp picture apart from the blurred views that the prior had imagined.",
+    ),
+    "refined": (
+        "Cleaning the renderings",
+        "Each rendering was noised a little and painted clean by the prior that had learned the object.",
+    ),
+    "surface": (
+        "Recovering the surface",
+        "A sharp surface was fitted to the cleaned pictures and their outlines.",
+    ),
+    "photos": (
+        "Looking at the photos",
+        "The subject was cut out of its photos, and the side that each shows was guessed.",
+    ),
+    "dreambooth": (
+        "Learning the subject",
+        "The prior was shown the photos until it knew the subject by a name of its own, [v].",
+    ),
+    "choice": (
+        "Choosing how far to learn",
+        "States of the learning were compared: how alike, and whether they still show the side they are asked for.",
+    ),
+    "subject": ("Keeping the subject", "What was learned serves further objects of the same subject."),
+    "samples": ("Asking for every side", "Each model painted the subject from the sides that it was asked for."),
+    "initial_field": (
+        "A first field",
+        "A cloud of colour and density was nudged towards what the half learned prior expects to see from each side.",
+    ),
+    "pseudo_views": (
+        "Painting over the renderings",
+        "Views of the first cloud were noised in part and painted clean by the prior that knows the subject fully.",
+    ),
+    "multiview_model": (
+        "Learning all sides",
+        "The half learned prior went on with the photos and the painted views, each under the word of its side.",
+    ),
+    "final_field": (
+        "The final field",
+        "A second cloud was nudged by the prior that knows all sides, and resembles the painted views weakly.",
+    ),
+    "latent_field": (
+        "A field of latents",
+        "A cloud of the prior's own numbers, not of colours, was nudged towards what the prior expects.",
+    ),
+    "decoded_views": ("Back to colours", "Views of these numbers were decoded into pictures."),
+    "coloured_field": ("A coloured cloud", "The cloud took on the colours of the decoded pictures."),
     "mesh": (
         "Surface and texture",
         "The cloud's surface became triangles, was cleaned and unfolded, and its colours were painted into a texture.",
@@ -48,6 +112,12 @@ STAGES = {
 """Stage -> (what it is in a few words, what it did in one sentence)."""
 
 STAGE_STEPS = {
+    "dreambooth": "personal.steps",
+    "initial_field": "initial_fit.steps",
+    "latent_field": "initial_fit.steps",
+    "multiview_model": "multiview.personal.steps",
+    "final_field": "fit.steps",
+    "coloured_field": "fit.steps",
     "views": "sampling.steps",
     "views_1": "sampling.steps",
     "warm_start": "warm_start.fit.steps",
@@ -76,6 +146,8 @@ TARGETS = {
     "views": "the imagined views",
     "prompt_view": "the picture",
     "distillation": "the prior",
+    "pseudo_views": "the painted views",
+    "decoded_views": "the decoded views",
     "warm_start": "the imagined views",
 }
 """Objective, or the stage of a single one -> what the figures compare with."""
@@ -89,6 +161,8 @@ FIGURES = {
     "grad_norm": ("Strength of the correction by {}", ""),
     "opacity": ("Share of the picture that is covered", ""),
     "t": ("Noise level at which the prior is asked", ""),
+    "colour": ("Difference inside the outline from {}", "lower is better"),
+    "weight": ("Weight of {}", ""),
     "samples_per_ray": ("Points looked at along a line of sight", ""),
     "gradient": ("Strength of the whole correction", ""),
     "orientation": ("Surfaces that face away", "lower is better"),
