@@ -66,6 +66,9 @@ VARIANTS = {
     "no-reconstruction": "--reconstruction none",
     "initial": "--variant initial",
     "latent-nerf": "--variant latent-nerf",
+    "multi-view": "--guidance recon --guidance.guidance-scale 3 --guidance.rescale 0.5",
+    "surface": "--final-scene surface --final-scene.samples.value 96",
+    "warm-start": "--warm-start",
 }
 """Name -> options. The first learns the subject; two-stage is the method without stage 2."""
 PLAIN = re.compile(r"a \[v\] \w+")
