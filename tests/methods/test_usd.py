@@ -25,6 +25,7 @@ from maquette.stages.elevation import ElevationConfig
 from maquette.stages.fit import FitConfig
 from maquette.stages.look import SamplingConfig
 from maquette.stages.objectives import PhotometricConfig, RandomRays
+from maquette.stages.refine import Renderings, place_picture
 from tests.priors.tiny import picture, prompt, tiny_config, tiny_prior, tiny_view_config, tiny_view_prior
 
 SAMPLING = SamplingConfig(steps=2, guidance_scale=2.0, spacing="exact", clip=True)
@@ -62,7 +63,7 @@ def quick(weights) -> usd.Config:
             field=RadianceConfig(encoding=planes, hidden=8), background=whole.scene.background,
             occupancy=OccupancyConfig(resolution=16), samples=Constant(24),
         ),
-        renderings=usd.Renderings(2, 20),
+        renderings=Renderings(2, 20),
         refinement=replace(
             whole.refinement,
             specialize=replace(
@@ -110,7 +111,7 @@ def test_the_paper_s_preset_has_the_released_numbers():
     assert config.patch == PatchConfig(128, 4)
     assert (config.fovy, config.camera_distance, config.default_elevation) == (39.597755, 1.5, 15.0)
     assert config.cameras.elevation == (-10.0, 45.0) and config.cameras.distance == (1.5, 1.5)
-    assert config.renderings == usd.Renderings(120, 512)
+    assert config.renderings == Renderings(120, 512)
 
 
 def test_the_paper_s_preset_specialises_and_refines_as_the_notebook_does():
@@ -224,7 +225,7 @@ def test_the_picture_is_placed_at_the_size_of_the_first_view():
     y, x = torch.meshgrid(torch.arange(32) - 15.5, torch.arange(32) - 15.5, indexing="ij")
     mask = ((x**2 + y**2) < 8.0**2).float()[None, None]
     cameras = usd.ring_cameras(usd.nano(), 10.0, 32)[:1]
-    shown = usd.place_picture(near, Views(torch.zeros(1, 3, 32, 32), mask, cameras), size=64)
+    shown = place_picture(near, Views(torch.zeros(1, 3, 32, 32), mask, cameras), size=64)
     assert shown.masks is not None
     width = (shown.masks[0, 0] > 0.5).any(dim=0).sum()
     assert abs(int(width) - 32) <= 3
