@@ -31,8 +31,10 @@ FILES = {
 
 NANO = (
     "nano is a small prior, trained on toy-like objects: it shows the method at work on any machine, and is no match\n"
-    "for the published ImageDream weights, which want a GPU: `maquette models fetch imagedream`, then --preset paper."
+    "for the published {} weights, which want a GPU: `maquette models fetch {}`, then --preset paper."
 )
+PUBLISHED = {"nano": ("ImageDream", "imagedream"), "nano-zero123": ("Zero-1-to-3", "zero123-xl")}
+"""Embedded prior -> the published one that it stands for, in print and by its name."""
 
 
 class LiveFolder:
@@ -109,7 +111,8 @@ def closing_box(run: Run, command: str, words: list[str], seconds: float) -> str
     lines += [f"time: {', '.join(times)}", "next:"]
     lines += [f"  {line}" for line in _next_commands(run, command, words)]
     lines += [f"licence: {sentence}" for sentence in run.terms().sentences]
-    lines.append(NANO if run.settings["config"].get("prior") == "nano" else "")
+    prior = run.settings["config"].get("prior")
+    lines.append(NANO.format(*PUBLISHED[prior]) if prior in PUBLISHED else "")
     text = "\n".join(lines).rstrip()
     rule = "-" * min(100, max(map(len, text.splitlines())))
     return f"{rule}\n{text}\n{rule}"

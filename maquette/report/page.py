@@ -35,6 +35,7 @@ from maquette.stages.look import view_names
 ORBITS = {side: f"{turn}deg 80deg 118%" for side, turn in (("Front", 0), ("Left", 90), ("Back", 180), ("Right", -90))}
 """Side -> where the viewer's camera stands. glTF's front is +Z, which the viewer calls 0; the object's left is +X."""
 VIEWS_CLASS = "maquette.images:Views"
+TRANSLATED_CLASS = "maquette.stages.translate:Translated"
 LOCATED_CLASS = "maquette.stages.locate:Located"
 
 
@@ -94,8 +95,8 @@ def masthead(run: RunRecord, telling: str) -> str:
     """Title, and one sentence: `telling`, with a place for what made it, where it was made, and the seed."""
     method = words.METHODS.get(run.method, run.method or "maquette")
     source = "from one picture" if "image" in run.inputs else "from words"
-    prior = run.config.get("prior")
     source = "from photos and words" if "subject" in run.inputs else source
+    prior = run.config.get("prior")
     chosen = f" with the {prior} prior" if prior else ""
     machine = "a GPU" if run.settings.get("device") == "cuda" else "a CPU"
     made = telling.format(f"{method} {source}{chosen}")
@@ -160,7 +161,7 @@ def _hero(run: RunRecord, mesh: Mesh) -> str:
 
 
 def _aside(run: RunRecord) -> str:
-    note = words.NANO if run.config.get("prior") == "nano" else ""
+    note = words.NANO if str(run.config.get("prior")).startswith("nano") else ""
     name = f"{run.folder.resolve().name}.glb"
     link = f'<a class="button" id="download" href="asset.glb" download="{escape(name)}">Save the object (GLB)</a>'
     return f'<div class="aside">{paragraphs(note)}<span>{link}</span></div>'
@@ -180,6 +181,7 @@ def _views_section(run: RunRecord, views: Views | None, mesh: Mesh | None) -> st
     rows: list[tuple[str, str, list[str]]] = []
     if views is not None:
         rows.append(("Imagined", "by the prior, from the picture", view_uris(views)))
+        rows += _same_sides(run, len(views))
     if mesh is not None:
         sides = look_at_sides(mesh, cameras)
         for title, note, pictures in (
@@ -189,16 +191,29 @@ def _views_section(run: RunRecord, views: Views | None, mesh: Mesh | None) -> st
             rows.append((title, note, [image_uri(pixels) for pixels in to_bytes(pictures)]))
     content = views_grid(rows, view_names(cameras))
     for name, folder in run.results(VIEWS_CLASS):
-        if name != "views":
+        if name not in ("views", *words.VIEW_ROWS):
             more = Views.load(folder)
             turned = float(more.cameras.azimuth[0])
             note = f"the same again, turned by {turned:.0f}\N{DEGREE SIGN}" if abs(turned) > 1 else f"stage {name}"
             row = ("Also imagined", note, view_uris(more))
             content += views_grid([row], view_names(more.cameras))
     text = "The method's first idea: a prior that paints one object from several sides at once, so that they agree."
+    if any(stage.name in words.VIEW_ROWS for stage in run.stages):
+        text = "Views that are painted one by one disagree; one cloud in space cannot disagree with itself."
     compare = "Compare the rows: the object rests on what was imagined, and may lose or mend some of it."
     explained = paragraphs(text if views is not None else "", compare if len(rows) > 2 else "")
     return section("views", "From all sides", explained, content)
+
+
+def _same_sides(run: RunRecord, count: int) -> list[tuple[str, str, list[str]]]:
+    """Rows of what later stages show of the imagined views' sides."""
+    rows = []
+    for name, folder in [*run.results(VIEWS_CLASS), *run.results(TRANSLATED_CLASS)]:
+        if name in words.VIEW_ROWS:
+            shown = Views.load(folder if (folder / "transforms.json").is_file() else folder / "views")
+            if len(shown) >= count:
+                rows.append((*words.VIEW_ROWS[name], view_uris(shown[:count])))
+    return rows
 
 
 def _compared(run: RunRecord, mesh: Mesh) -> str:

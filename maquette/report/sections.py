@@ -25,9 +25,12 @@ def reading_section(run: RunRecord, compared: str) -> str:
         return ""
     content = ""
     if camera is not None:
-        drawing = draw_viewpoint(camera["azimuth"], reliable=camera["reliable"])
-        drawing = f"<figure>{drawing}<figcaption>The viewpoint, from above</figcaption></figure>"
-        content += f'<div class="trio">{compared}{drawing}</div>' + _viewpoint(run, camera)
+        if camera.get("event") == "elevation":
+            content += _height(run, camera)
+        else:
+            drawing = draw_viewpoint(camera["azimuth"], reliable=camera["reliable"])
+            drawing = f"<figure>{drawing}<figcaption>The viewpoint, from above</figcaption></figure>"
+            content += f'<div class="trio">{compared}{drawing}</div>' + _viewpoint(run, camera)
     if cutout is not None:
         share = f"It takes {words.percent(cutout['coverage'])} of the picture." if "coverage" in cutout else ""
         content += "<h3>Cutting it out</h3>"
@@ -38,6 +41,21 @@ def reading_section(run: RunRecord, compared: str) -> str:
         + (" Where the picture was taken from is not known; it is estimated." if camera is not None else "")
     )
     return section("reading", "Reading the picture", text, content)
+
+
+def _height(run: RunRecord, camera: Mapping[str, Any]) -> str:
+    """The elevation that `stages.elevation` found, and whether it was used."""
+    degrees = (
+        f"{abs(camera['elevation']):.0f}\N{DEGREE SIGN} {'below' if camera['elevation'] < 0 else 'above'} eye level"
+    )
+    if camera["reliable"]:
+        said, tag = f"The picture seems to have been taken from {degrees}.", '<span class="tag good">reliable</span>'
+    else:
+        assumed = f"{run.setting('default_elevation'):g}\N{DEGREE SIGN}"
+        said = f"The best guess of the height is {degrees}, but others fit nearly as well; {assumed} was taken."
+        tag = '<span class="tag care">not reliable</span>'
+    advice = "If you know it, say so with --elevation."
+    return f"<p>{escape(said)} {tag}</p>{paragraphs(advice, kind='quiet')}"
 
 
 def _viewpoint(run: RunRecord, camera: Mapping[str, Any]) -> str:

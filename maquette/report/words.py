@@ -122,6 +122,9 @@ STAGE_STEPS = {
     "views_1": "sampling.steps",
     "warm_start": "warm_start.fit.steps",
     "radiance_field": "fit.steps",
+    "object": "refinement.specialize.first.steps",
+    "detail": "refinement.specialize.second.steps",
+    "surface": "recovery.fit.steps",
 }
 """Stage -> the setting that says how many steps it has."""
 
@@ -143,11 +146,13 @@ ADDITIONS = {
 """Config field -> (name, explanation) of an objective that the method's paper does not have."""
 
 TARGETS = {
+    "pseudo_views": "the painted views",
+    "decoded_views": "the decoded views",
     "views": "the imagined views",
     "prompt_view": "the picture",
     "distillation": "the prior",
-    "pseudo_views": "the painted views",
-    "decoded_views": "the decoded views",
+    "reference": "the picture, as the 2D prior sees it",
+    "refined": "the cleaned pictures",
     "warm_start": "the imagined views",
 }
 """Objective, or the stage of a single one -> what the figures compare with."""
@@ -156,13 +161,13 @@ FIGURES = {
     "psnr": ("Likeness to {}", "dB, higher is better"),
     "loss": ("Mismatch with {}", "lower is better"),
     "rgb": ("Difference of colours from {}", "lower is better"),
+    "colour": ("Difference inside the outline from {}", "lower is better"),
+    "weight": ("Weight of {}", ""),
     "mask": ("Difference of outlines from {}", "lower is better"),
     "guidance": ("Mismatch with {}, unweighted", "lower is better"),
     "grad_norm": ("Strength of the correction by {}", ""),
     "opacity": ("Share of the picture that is covered", ""),
     "t": ("Noise level at which the prior is asked", ""),
-    "colour": ("Difference inside the outline from {}", "lower is better"),
-    "weight": ("Weight of {}", ""),
     "samples_per_ray": ("Points looked at along a line of sight", ""),
     "gradient": ("Strength of the whole correction", ""),
     "orientation": ("Surfaces that face away", "lower is better"),
@@ -182,9 +187,15 @@ CUTOUTS = {
 """Way of cutting out -> one sentence."""
 
 NANO = (
-    "nano is a small prior of toy-like objects: it shows the method at work and is no match for the published "
-    "ImageDream weights."
+    "nano is a small prior of toy-like objects: it shows the method at work and is no match for the published weights "
+    "of its kind."
 )
+
+VIEW_ROWS = {
+    "renderings": ("Cloud", "the same sides of the radiance field, before refinement"),
+    "refined": ("Cleaned", "these renderings, cleaned by the 2D prior that learned the object"),
+}
+"""Stage whose first pictures show the sides of the imagined views -> (title, note) of their row."""
 
 CITE_US = "The maquette authors. maquette: from pictures and words to textured 3D objects. 2026. Apache-2.0."
 
