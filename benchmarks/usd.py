@@ -1,0 +1,273 @@
+"""What each part of USD does: `python benchmarks/usd.py PART [OBJECTS_FOLDER] [--out FOLDER] [--limit N]`.
+
+PART is one of
+
+    main        score distillation, lambda = 0 alone, USD, USD with refined views and a surface
+    sweeps      omega; lambda = 1 with the free null; one step of specialisation, no negatives; the reference view's
+                score against squared errors, and neither
+    views       the view prior's novel views without guidance, with its own null, with the free null
+    elevation   the estimate of the picture's elevation at seven true ones
+
+For each object of the folder (a data pack's val; the first N with a front, shuffled by the seed) the variants of a part
+share one run folder, in which stages that do not differ are made once. Figures are those of the object benchmark and
+are kept one file a variant: the same command goes on where it was stopped, and prints a Markdown table of all that is
+there. `--shard 0/2` and `--shard 1/2` in two processes share the objects out. Ground truth, the elevation included,
+never reaches the method.
+
+`--base guided` takes away what holds nano's field to the sampled views after the warm start, and lets the guidance
+move it further: with nano's own settings these views and the picture decide more than the guidance does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maquette.asset import Mesh, load_mesh
+from maquette.evaluation.objects import ObjectBenchmark, choose_objects
+from maquette.evaluation.quality import bootstrap_interval
+from maquette.evaluation.truth import Protocol, Truth
+from maquette.images import CameraEstimate, ImagePrompt, Prompt, save_image, sheet
+from maquette.methods import usd
+from maquette.priors.hub import load_free_prior, load_view_prior
+from maquette.rendering import render_mesh
+from maquette.run import Run, fingerprint
+from maquette.run.files import write_json
+from maquette.schedules import Constant, Linear
+from maquette.stages.elevation import estimate_elevation
+from maquette.stages.novel import sample_novel_views
+
+FIGURES = ("psnr", "ssim", "perceptual", "silhouette_iou", "chamfer", "volume_iou")
+TRUE_ELEVATIONS = (-15.0, 0.0, 15.0, 30.0, 45.0, 60.0, 70.0)
+Change = Callable[[usd.Config], usd.Config]
+
+
+def field_only(config: usd.Config) -> usd.Config:
+    """The mesh of the radiance field itself, neither refined nor recovered."""
+    return replace(config, refinement=None, recovery=None)
+
+
+def guided_by(**changes: Any) -> Change:
+    """Another guidance, and the field's own mesh."""
+    return lambda config: field_only(replace(config, guidance=replace(config.guidance, **changes)))
+
+
+def refined_with(**changes: Any) -> Change:
+    """Another refinement."""
+
+    def change(config: usd.Config) -> usd.Config:
+        assert config.refinement is not None
+        return replace(config, refinement=replace(config.refinement, **changes))
+
+    return change
+
+
+def squared_errors(config: usd.Config) -> usd.Config:
+    """Plain squared errors of colour and outline on the picture's view, in place of its score."""
+    assert config.prompt_view is not None
+    return field_only(replace(config, reference=None, prompt_view=replace(config.prompt_view, measure="l2")))
+
+
+# Variants that share stages stand beside each other, for a run folder keeps the newest result of a stage.
+MAIN: dict[str, Change] = {
+    "sds": guided_by(null="own", lambda_=1.0),
+    "lambda 0": guided_by(null="own"),
+    "usd": field_only,
+    "usd refined": lambda config: config,
+}
+SWEEPS: dict[str, Change] = {
+    "usd": field_only,
+    "usd refined": lambda config: config,
+    "one step": refined_with(steps=1),
+    "no negatives": refined_with(negatives=False),
+    "not refined": lambda config: replace(config, refinement=None),
+    "omega 1": guided_by(omega=1.0),
+    "omega 4": guided_by(omega=4.0),
+    "omega 7.5": guided_by(omega=7.5),
+    "lambda 1, free null": guided_by(lambda_=1.0),
+    "reference score alone": lambda config: field_only(replace(config, prompt_view=None, paint_prompt=False)),
+    "squared errors alone": squared_errors,
+    "neither": lambda config: field_only(replace(config, reference=None, prompt_view=None, paint_prompt=False)),
+}
+
+
+def base_config(options: argparse.Namespace) -> usd.Config:
+    """What all variants start from."""
+    config = replace(usd.nano(options.quality), weights=options.weights, free_weights=options.free_weights)
+    if options.base == "guided":
+        fit = replace(config.fit, rate=Linear(0.5, 0.05), total_variation=Constant(1.0))
+        config = replace(config, keep_views=None, fit=fit)
+    return config
+
+
+def reconstruct(truth: Truth, folder: Path, base: usd.Config, variants: Mapping[str, Change], seed: int) -> None:
+    """Make and measure what is still missing of an object's variants."""
+    missing = [name for name in variants if not figures_file(folder, name).exists()]
+    if not missing:
+        return
+    inputs = {"prompt": fingerprint(truth.prompt)}
+    for name in missing:
+        with Run.open(folder / "run", config=base, seed=seed, method="usd", inputs=inputs, quiet=True) as run:
+            began, processor = time.perf_counter(), time.process_time()
+            asset = usd.usd(Prompt(truth.prompt), variants[name](base), run)
+            spent = {"seconds": time.perf_counter() - began, "processor": time.process_time() - processor}
+        asset.save(figures_file(folder, name).with_suffix(".glb"))
+        cameras = truth.protocol.circle(4, 20.0, 128, azimuth=30.0)
+        seen = [render_mesh(mesh, cameras, samples=2).views() for mesh in (truth.mesh, truth.aligned(asset.mesh))]
+        rows = torch.cat([views.composite(torch.ones(3)) for views in seen])
+        save_image(figures_file(folder, name).with_suffix(".png"), sheet(rows, columns=4))
+        write_json(figures_file(folder, name), {**truth.score(asset.mesh), **spent})
+        report(folder, name)
+
+
+def sample_views(truth: Truth, folder: Path, base: usd.Config, seed: int) -> None:
+    """Novel views around the object at the picture's true height, which is given here, against the object's own."""
+    camera = CameraEstimate(0.0, truth.protocol.elevation, 1.0, 0.0, True)
+    view, free = load_view_prior(base.prior, base.weights), load_free_prior(base.free_prior, base.free_weights)
+    condition = view.condition(Prompt(truth.prompt, camera=camera), torch.ones(3))
+    cameras = usd.ring_cameras(base, truth.protocol.elevation, view.codec.image_size)
+    sampling = base.novel.sampling
+    for name, null, scale in (
+        ("no guidance", None, 1.0),
+        ("own null", None, sampling.guidance_scale),
+        ("free null 1.5", free, 1.5),
+        ("free null", free, sampling.guidance_scale),
+    ):
+        if figures_file(folder, name).exists():
+            continue
+        with Run.open(folder / "run", config=base, seed=seed, method="usd", quiet=True) as run:
+            settings = replace(sampling, guidance_scale=scale)
+            views = run.stage(name.replace(" ", "_"), sample_novel_views, view, null, condition, cameras, settings)
+        save_image(figures_file(folder, name).with_suffix(".png"), sheet(views.composite(torch.ones(3))))
+        write_json(figures_file(folder, name), truth.score_views(views)[0])
+        report(folder, name)
+
+
+def estimate(mesh: Mesh, elevation: float, folder: Path, base: usd.Config, seed: int) -> None:
+    """The estimate of the picture's elevation, and by how much it is wrong."""
+    name = f"true {elevation:g}"
+    if figures_file(folder, name).exists():
+        return
+    assert base.pose is not None
+    seen = render_mesh(mesh, Protocol(elevation=elevation).prompt_camera(), samples=3).views()
+    assert seen.masks is not None
+    prompt = Prompt(ImagePrompt(seen.images[0], seen.masks[0]))
+    view, free = load_view_prior(base.prior, base.weights), load_free_prior(base.free_prior, base.free_weights)
+    with Run.open(folder / "run", config=base, seed=seed, method="usd", quiet=True) as run:
+        null = free if base.novel.rectified else None
+        found = run.stage("elevation", estimate_elevation, view, null, prompt, base.pose)
+    error = abs(found.camera.elevation - elevation)
+    figures = {"found": found.camera.elevation, "error": error, "reliable": float(found.camera.reliable)}
+    write_json(figures_file(folder, name), figures)
+    report(folder, name)
+
+
+def figures_file(folder: Path, name: str) -> Path:
+    """Where the figures of a variant of an object are kept."""
+    return folder / f"{name.replace(' ', '-').replace(',', '')}.json"
+
+
+def report(folder: Path, name: str) -> None:
+    """One line about what was just measured."""
+    figures = json.loads(figures_file(folder, name).read_text("utf-8"))
+    shown = [f"{key} {value:.3g}" for key, value in figures.items() if key in (*FIGURES, "found", "seconds")]
+    print(folder.name, name, " ".join(shown), flush=True)
+
+
+def table(out: Path, ids: list[str], columns: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
+    """Means over the objects that have every variant, as Markdown and as data, with the paired difference in the first
+    column from the variant "usd" where there is one (95 % bootstrap intervals).
+    """
+    found = {id: {p.stem: json.loads(p.read_text("utf-8")) for p in (out / id).glob("*.json")} for id in ids}
+    names = sorted(
+        {name for variants in found.values() for name in variants}, key=lambda name: list(map(str, ORDER)).index(name)
+    )
+    whole = [id for id in ids if names and all(name in found[id] for name in names)]
+    lines = [f"| {len(whole)} objects | " + " | ".join(columns) + f" | {columns[0]} against usd |"]
+    lines.append("| --- " * (len(columns) + 2) + "|")
+    data: dict[str, Any] = {"objects": whole, "variants": {}}
+    for name in names if whole else []:
+        values = {c: torch.tensor([found[id][name][c] for id in whole], dtype=torch.float64) for c in columns}
+        means = {c: float(value.mean()) for c, value in values.items()}
+        beside = "–"
+        if "usd" in names and name != "usd":
+            usual = torch.tensor([found[id]["usd"][columns[0]] for id in whole], dtype=torch.float64)
+            difference = values[columns[0]] - usual
+            low, high = bootstrap_interval(difference, 0)
+            beside = f"{float(difference.mean()):+.2f} [{low:+.2f}, {high:+.2f}]"
+            data["variants"][name] = {"mean": means, "difference": [float(difference.mean()), low, high]}
+        else:
+            data["variants"][name] = {"mean": means}
+        if "error" in columns:
+            data["variants"][name]["median error"] = float(values["error"].median())
+        cells = " | ".join(f"{means[c]:.3f}" if c != "psnr" else f"{means[c]:.2f}" for c in columns)
+        lines.append(f"| {name} | {cells} | {beside} |")
+    return "\n".join(lines), data
+
+
+ORDER = [
+    *(name.replace(" ", "-").replace(",", "") for name in {**MAIN, **SWEEPS}),
+    "no-guidance", "own-null", "free-null-1.5", "free-null", *(f"true-{e:g}" for e in TRUE_ELEVATIONS),
+]  # fmt: skip
+
+
+def main(options: argparse.Namespace) -> None:
+    """Measure what is missing, and print what is there."""
+    rows = choose_objects(options.folder, ObjectBenchmark(limit=options.limit, seed=options.seed))
+    base = base_config(options)
+    shard, shards = (int(part) for part in options.shard.split("/"))
+    part = options.part if options.base == "nano" else f"{options.part}-{options.base}"
+    # The estimates at all elevations of an object stand beside each other; other parts have a folder an elevation.
+    out = options.out / (part if options.part == "elevation" else f"{part}-{options.elevation:g}-{options.quality}")
+    for index, row in enumerate(rows):
+        if index % shards != shard:
+            continue
+        folder = out / row["id"]
+        mesh = load_mesh(options.folder / row["file"]).normalized()
+        if options.part == "elevation":
+            for elevation in TRUE_ELEVATIONS:
+                estimate(mesh, elevation, folder, base, options.seed)
+            continue
+        truth = Truth.of(mesh, Protocol(elevation=options.elevation), options.seed, row["id"])
+        if options.part == "views":
+            sample_views(truth, folder, base, options.seed)
+        else:
+            reconstruct(truth, folder, base, MAIN if options.part == "main" else SWEEPS, options.seed)
+    columns = {"views": ("psnr", "ssim", "perceptual", "silhouette_iou"), "elevation": ("found", "error", "reliable")}
+    text, data = table(out, [row["id"] for row in rows], columns.get(options.part, (*FIGURES, "processor")))
+    write_json(out / "table.json", data)
+    print(text)
+
+
+def arguments() -> argparse.Namespace:
+    """The options."""
+    repository = Path(__file__).resolve().parent.parent
+    shared = Path(os.environ.get("MAQUETTE_SHARED", repository.parent / "shared"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("main", "sweeps", "views", "elevation"))
+    parser.add_argument("folder", nargs="?", type=Path, default=shared / "data" / "objects" / "val")
+    parser.add_argument("--out", type=Path, default=Path("runs/usd"), help="folder for figures, pictures and runs")
+    parser.add_argument("--limit", type=int, default=12, help="objects")
+    parser.add_argument("--elevation", type=float, default=30.0, help="of the prompt's camera, degrees")
+    parser.add_argument("--quality", choices=("draft", "default", "high"), default="draft")
+    parser.add_argument("--base", choices=("nano", "guided"), default="nano", help="what variants start from")
+    parser.add_argument("--weights", type=Path, help="another package of the view prior")
+    parser.add_argument("--free-weights", type=Path, help="another package of the free prior")
+    parser.add_argument("--shard", default="0/1", help="I/N: only every N-th object, from the I-th on")
+    parser.add_argument("--seed", type=int, default=0, help="of the order, of the method and of the intervals")
+    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    chosen = arguments()
+    torch.set_num_threads(chosen.threads)
+    main(chosen)
