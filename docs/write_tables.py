@@ -1,4 +1,4 @@
-"""Writes the tables of docs/methods/imagedream.md that come from the code: `python docs/write_tables.py`.
+"""Writes the tables of docs/methods that come from the code: `python docs/write_tables.py`.
 
 A preset that changes, or a network of another size, changes the page with it; tests/test_docs.py fails until it does.
 """
@@ -18,11 +18,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from maquette.diffusion.unet import ImagePromptConfig, MultiViewUNet, UNetConfig
 from maquette.fields import HashGridConfig, TriPlanesConfig
-from maquette.methods.imagedream import Config, nano, paper
+from maquette.methods import dreambooth3d, imagedream, usd
 from maquette.schedules import Constant, Linear, Piecewise
 from maquette.training.nano import nano_network
 
-PAGE = Path(__file__).resolve().parent / "methods" / "imagedream.md"
+PAGES = Path(__file__).resolve().parent / "methods"
 
 # Setting of the config, what the paper says, what the released code and configuration say.
 PRESETS: tuple[tuple[str, str, str], ...] = (
@@ -69,9 +69,122 @@ PRESETS: tuple[tuple[str, str, str], ...] = (
 )
 
 
+# Setting of the config, what the released code has.
+USD_PRESETS: tuple[tuple[str, str], ...] = (
+    ("prior", "Zero123-XL"),
+    ("free_prior", "Stable Diffusion 2.1-base"),
+    ("default_elevation", "15, always"),
+    ("fovy", "39.6"),
+    ("distance", "1.5"),
+    ("guidance.omega", "7.5"),
+    ("guidance.lambda_", "0"),
+    ("guidance.null", "the free prior's"),
+    ("distillation.noise_range.low", "0.02"),
+    ("distillation.noise_range.high", "0.98, 0.5 from step 5001 of 15 000"),
+    ("distillation.resolution", "512"),
+    ("distillation.weight", "1"),
+    ("distillation.regularizers.sparsity", "10"),
+    ("distillation.regularizers.opaque", "0, 1000 from step 10 000"),
+    ("cameras.elevation", "-10 to 45"),
+    ("reference.noise_range.high", "0.98"),
+    ("reference.weight", "1"),
+    ("patch", "128 of 512 px, factor 4"),
+    ("scene.field.encoding", "hash grid, 16 levels of 2 features"),
+    ("scene.samples", "512"),
+    ("scene.occupancy.resolution", "32"),
+    ("fit.steps", "15 000"),
+    ("fit.encoding_rate", "0.01"),
+    ("fit.network_rate", "0.001"),
+    ("fit.rate", "constant"),
+    ("fit.total_variation", "0"),
+    ("novel.count", "the picture and 5"),
+    ("novel.sampling.steps", "not stated"),
+    ("novel.sampling.guidance_scale", "not stated (Zero-1-to-3: 3)"),
+    ("novel.rectified", "in the supplement"),
+    ("renderings.count", "120"),
+    ("renderings.size", "512"),
+    ("renderings.hardening", "–"),
+    ("refinement.specialize.class_images.count", "200"),
+    ("refinement.specialize.first.adapter.rank", "4"),
+    ("refinement.specialize.first.steps", "600"),
+    ("refinement.specialize.first.learning_rate", "2e-4"),
+    ("refinement.specialize.second.steps", "5"),
+    ("refinement.translate.strength", "10 of 50 steps"),
+    ("refinement.translate.sampling.guidance_scale", "6.5"),
+    ("recovery.fit.steps", "unknown"),
+    ("recovery.scene.field.encoding", "unknown"),
+    ("surface_reference", "unknown"),
+    ("warm_start", "–"),
+    ("keep_views", "–"),
+    ("prompt_view", "–"),
+    ("paint_prompt", "no"),
+)
+
+
+def usd_presets() -> str:
+    """Every setting that decides a result of USD, as the released code and both presets have it."""
+    ours, small = usd.paper(), usd.nano()
+    rows = [
+        (f"`{path}`", released, shown(value_at(ours, path)), shown(value_at(small, path)))
+        for path, released in USD_PRESETS
+    ]
+    return markdown(("setting", "released code", "`paper()`", "`nano()`"), rows)
+
+
+# Setting of the config, what the paper says, what is recommended for Stable Diffusion where the paper is silent.
+DREAMBOOTH3D_PRESETS: tuple[tuple[str, str, str], ...] = (
+    ("prior", "Imagen", "Stable Diffusion 2.1-base"),
+    ("personal.keep", "150", "150 to 200, or by a test"),
+    ("personal.steps", "800", "800"),
+    ("personal.learning_rate", "not given", "5e-6"),
+    ("personal.batch", "not given", "1, and 1 of the class"),
+    ("personal.prior_weight", "not stated", "1"),
+    ("class_pictures.count", "not stated", "200"),
+    ("multiview.personal.steps", "150", "150 to 200"),
+    ("multiview.captions", "not stated", "context and view"),
+    ("multiview.real_fraction", "not stated", "uniform over all pictures"),
+    ("pseudo_views.count", "20", "20"),
+    ("pseudo_views.elevations", "not given", "0, 15, 30"),
+    ("pseudo_views.translate.strength", "fixed, not given", "0.5"),
+    ("pseudo_views.translate.sampling.steps", "not given", "50"),
+    ("pseudo_views.translate.sampling.guidance_scale", "not given", "7.5"),
+    ("pseudo_views.translate.candidates", "–", "2 to 4 where there is time"),
+    ("guidance.omega", "101 (100 as DreamFusion writes it)", "101"),
+    ("guidance.lambda_", "1", "1"),
+    ("distillation.noise_range.low", "0.02", "0.02"),
+    ("distillation.noise_range.high", "0.98", "0.98"),
+    ("distillation.resolution", "64", "64, then 128"),
+    ("distillation.shading.begin", "1000 of 15 000 steps", "0.2"),
+    ("distillation.shading.albedo", "0.25", "0.25"),
+    ("distillation.shading.textureless", "0.5", "0.5"),
+    ("distillation.regularizers.orientation", "1e-4 → 1e-2, as a mean over rays", "10 → 1000, over rays that hit"),
+    ("distillation.regularizers.sparsity", "1e-3 to 5e-3, as a mean over rays", "1"),
+    ("cameras.elevation", "-10 to 90", "-10 to 45"),
+    ("cameras.fovy", "40.6 to 71.1", "40 to 70"),
+    ("cameras.distance", "1 to 1.5", "1.5 to 2"),
+    ("scene.field.encoding", "frequencies, 5 x 128 MLP", "hash grid"),
+    ("initial_fit.steps", "15 000 (DreamFusion's)", "10 000"),
+    ("fit.steps", "15 000 (DreamFusion's)", "10 000"),
+    ("reconstruction.compare.norm", "p, not given", "1"),
+    ("reconstruction.mask", "not mentioned", "0"),
+    ("balance.share", "a fixed weight, not given", "0.3, to 0.05 at the end"),
+    ("warm_start", "not mentioned", "no"),
+)
+
+
+def dreambooth3d_presets() -> str:
+    """Every setting that decides a result of DreamBooth3D: the paper, the recommendation and both presets."""
+    ours, small = dreambooth3d.paper(), dreambooth3d.nano()
+    rows = [
+        (f"`{path}`", written, recommended, shown(value_at(ours, path)), shown(value_at(small, path)))
+        for path, written, recommended in DREAMBOOTH3D_PRESETS
+    ]
+    return markdown(("setting", "paper", "recommended", "`paper()`", "`nano()`"), rows)
+
+
 def presets() -> str:
     """Every setting that decides a result, as the paper, the released code and both presets have it."""
-    ours, small = paper(), nano()
+    ours, small = imagedream.paper(), imagedream.nano()
     rows = [
         (f"`{path}`", written, released, shown(value_at(ours, path)), shown(value_at(small, path)))
         for path, written, released in PRESETS
@@ -79,7 +192,7 @@ def presets() -> str:
     return markdown(("setting", "paper", "released code", "`paper()`", "`nano()`"), rows)
 
 
-def value_at(config: Config, path: str) -> Any:
+def value_at(config: Any, path: str) -> Any:
     """The setting that a dotted path names."""
     value: Any = config
     for name in path.split("."):
@@ -187,7 +300,12 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {"presets": presets, "controllers": controllers}
+TABLES: dict[str, Callable[[], str]] = {
+    "presets": presets,
+    "controllers": controllers,
+    "usd_presets": usd_presets,
+    "dreambooth3d_presets": dreambooth3d_presets,
+}
 
 
 def filled(page: str) -> str:
@@ -200,5 +318,6 @@ def filled(page: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    print(f"wrote the tables of {PAGE}")
+    for page in sorted(PAGES.glob("*.md")):
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+    print(f"wrote the tables of {PAGES}")

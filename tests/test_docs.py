@@ -25,10 +25,11 @@ import tyro
 
 from maquette import cli
 from maquette.commands.arguments import option_names
+from maquette.commands.dreambooth3d import read_options as read_subject_options
 from maquette.errors import UserError
 from maquette.guidance.base import NoiseRange
 from maquette.images import Views, read_image
-from maquette.methods import imagedream
+from maquette.methods import dreambooth3d, imagedream, usd
 from maquette.priors.hub import NANO, load_prior, save_prior
 from maquette.rendering import OccupancyConfig, VolumeConfig
 from maquette.run import Run
@@ -37,6 +38,7 @@ from maquette.stages.fit import FitConfig
 from maquette.stages.locate import LocateConfig
 from maquette.stages.look import SamplingConfig, sample_views
 from maquette.stages.objectives import PhotometricConfig, RandomRays
+from maquette.wording import require_subject
 from tests.priors.tiny import four_cameras, prompt, tiny_config, tiny_prior, tiny_stable_diffusion, tiny_zero123
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -131,16 +133,21 @@ def understand(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 @cache
 def known_options() -> set[str]:
     """Options of all commands, with those of components that can be chosen."""
+    from maquette.commands import dreambooth3d as subject
     from maquette.commands import evaluate, method, model_files, models, render, train, views
     from maquette.commands.components import choose_components, find_choices
 
-    known = {"--help", "--pack"}
+    known = {"--help", "--pack", "--variants"}
     kinds = [train.NanoOptions, train.JudgeOptions, render.Options, render.PackOptions]
     kinds += [evaluate.CompareOptions, evaluate.TallyOptions, models.ListOptions, models.CheckOptions]
+    kinds += [subject.Options, evaluate.SubjectOptions]
     kinds += [model_files.FetchOptions, model_files.ConvertOptions]
     for kind in kinds:
         known |= set(option_names(kind))
-    for start in (imagedream.nano(), imagedream.paper(), views.configure_views("nano", "default")):
+    for start in (
+        imagedream.nano(), imagedream.paper(), views.configure_views("nano", "default"), usd.nano(), usd.paper(),
+        dreambooth3d.nano(), dreambooth3d.paper(),
+    ):  # fmt: skip
         for kind in (method.Options, evaluate.ObjectOptions, evaluate.PromptOptions):
             known |= set(option_names(method.method_options(kind, start)))
         for choice in find_choices(start):
@@ -384,9 +391,9 @@ def test_tables_made_from_the_code_are_up_to_date():
     tables = importlib.util.module_from_spec(spec)
     sys.modules["write_tables"] = tables
     spec.loader.exec_module(tables)
-    page = tables.PAGE.read_text(encoding="utf-8")
-    assert all(f"<!-- table: {name} -->" in page for name in tables.TABLES)
-    assert tables.filled(page) == page, "run `python docs/write_tables.py`"
+    pages = [page.read_text(encoding="utf-8") for page in sorted(tables.PAGES.glob("*.md"))]
+    assert all(any(f"<!-- table: {name} -->" in page for page in pages) for name in tables.TABLES)
+    assert [tables.filled(page) for page in pages] == pages, "run `python docs/write_tables.py`"
 
 
 # Examples
@@ -486,3 +493,16 @@ def test_example_05_takes_any_pair(tmp_path, monkeypatch):
         biases[null] = json.loads((tmp_path / "numbers.json").read_text())
     assert biases["zeros"]["views"]["bias"] != biases["projected"]["views"]["bias"]
     assert biases["zeros"]["pictures"] == biases["projected"]["pictures"]
+
+
+def test_example_06_prints_commands_that_are_understood():
+    done = example("06", "--photos", "my dogs", "--subject", "dog")
+    assert done.returncode == 0, done.stderr
+    commands = [shlex.split(line) for line in done.stdout.splitlines() if line.startswith("maquette ")]
+    assert len(commands) == 24 and "does not know" not in done.stdout
+    first, second = (read_subject_options(words[2:])[0] for words in commands[:2])
+    assert first.folder == Path("my dogs") and first.preset == "paper" and "[v] dog" in first.caption
+    assert second.folder is None and second.subject_from == first.out and second.caption == "a [v] dog in the snow"
+    for words in commands:
+        assert words[:2] == ["maquette", "dreambooth3d"]
+        require_subject(read_subject_options(words[2:])[0].caption)
