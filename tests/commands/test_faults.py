@@ -42,12 +42,16 @@ def place(tmp_path_factory):
     return folder
 
 
-def start(place, out, *words, limit=None):
+def start(place, out, *words, limit=None, threads=1):
     command = [sys.executable, "-m", "maquette", "imagedream", str(place / "kite.png"), "--out", str(out)]
     command += [*SETTINGS, "--weights", str(place / "weights"), *words]
     prefix = ["bash", "-c", f'ulimit -v {limit} && exec "$@"', "bash"] if limit else []
     return subprocess.Popen(
-        [*prefix, *command], env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*prefix, *command],
+        env=ENVIRONMENT | {"OMP_NUM_THREADS": str(threads)},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
 
 
@@ -95,6 +99,17 @@ def test_killed_three_times_and_interrupted_once_the_asset_has_the_same_bytes(tm
     assert resumed  # or every kill fell between two stages, and the checkpoints were not tested
     assert not [path for path in folder.rglob(".*") if path.name != ".lock"]
     assert (folder / "report.html").exists() and not (folder / "preview.webp").exists()
+
+
+def test_two_threads_give_the_same_bytes_every_time(tmp_path, place):
+    """Sums over threads have no order of their own; what is promised is the same bytes for the same number of them."""
+    for number in range(2):
+        code, error = finish(start(place, tmp_path / str(number), threads=2))
+        assert code == 0, error
+    first, second = ((tmp_path / str(number) / "asset.glb").read_bytes() for number in range(2))
+    assert first == second
+    provenance = json.loads((tmp_path / "0" / "provenance.json").read_text())
+    assert provenance["threads"] == 2
 
 
 @pytest.mark.parametrize(("limit", "need"), [(900_000, "1.0 GiB"), (2_100_000, "1.5 GiB")])
