@@ -23,8 +23,9 @@ class AutoencoderConfig:
     image_channels: int = 3
     channels: int = 128
     """Width of the finest level."""
-    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
-    """Width of each level over `channels`; every level but the last halves the side."""
+    channel_mult: tuple[float, ...] = (1, 2, 4, 4)
+    """Width of each level over `channels`, whole numbers in all published networks; every level but the last halves
+    the side."""
     res_blocks: int = 2
     """Residual blocks per level of the encoder; the decoder has one more."""
     attention: tuple[bool, ...] = (False, False, False, False)
@@ -41,6 +42,11 @@ class AutoencoderConfig:
                 "channel_mult and attention need one entry per level, "
                 f"got {len(self.channel_mult)} and {len(self.attention)}"
             )
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level, the finest first."""
+        return tuple(round(self.channels * mult) for mult in self.channel_mult)
 
     @property
     def downsampling(self) -> int:
@@ -95,7 +101,7 @@ class Encoder(nn.Module):
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
-        widths = [config.channels * m for m in config.channel_mult]
+        widths = config.widths
         self.stem = nn.Conv2d(config.image_channels, config.channels, 3, padding=1)
         self.down = nn.ModuleList()
         width = config.channels
@@ -121,7 +127,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
-        widths = [config.channels * m for m in reversed(config.channel_mult)]
+        widths = config.widths[::-1]
         width = widths[0]
         self.stem = nn.Conv2d(config.inner_channels, width, 3, padding=1)
         self.middle = Middle(width, config.groups)

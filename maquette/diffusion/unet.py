@@ -60,7 +60,8 @@ class UNetConfig:
     in_channels: int = 4
     out_channels: int = 4
     channels: int = 320
-    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
+    channel_mult: tuple[float, ...] = (1, 2, 4, 4)
+    """Width of each level over `channels`; whole numbers in all published networks."""
     res_blocks: tuple[int, ...] = (2, 2, 2, 2)
     attention: tuple[bool, ...] = (True, True, True, False)
     """Transformers at each level; the middle block always has one."""
@@ -109,6 +110,11 @@ class UNetConfig:
                 f"{self.data_deviation} with pixel_head={self.pixel_head}"
             )
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level."""
+        return tuple(round(self.channels * mult) for mult in self.channel_mult)
+
     def heads(self, width: int, level: int) -> tuple[int, int]:
         """(number of heads, width of a head) for `width` channels at a level; -1 is the last level, and the middle."""
         if self.head_width is not None:
@@ -134,7 +140,7 @@ class Block(nn.Module):
 class DownLevel(nn.Module):
     def __init__(self, config: UNetConfig, channels: int, level: int) -> None:
         super().__init__()
-        width = config.channels * config.channel_mult[level]
+        width = config.widths[level]
         self.blocks = nn.ModuleList(
             Block(config, channels if i == 0 else width, width, level) for i in range(config.res_blocks[level])
         )
@@ -153,7 +159,7 @@ class DownLevel(nn.Module):
 class UpLevel(nn.Module):
     def __init__(self, config: UNetConfig, channels: int, skips: list[int], level: int) -> None:
         super().__init__()
-        width = config.channels * config.channel_mult[level]
+        width = config.widths[level]
         self.blocks = nn.ModuleList(
             Block(config, (channels if i == 0 else width) + skip, width, level) for i, skip in enumerate(skips)
         )
@@ -200,7 +206,7 @@ class MultiViewUNet(nn.Module):
         for level, blocks in enumerate(config.res_blocks):
             down = DownLevel(config, skips[-1], level)
             self.down.append(down)
-            skips += [config.channels * config.channel_mult[level]] * blocks
+            skips += [config.widths[level]] * blocks
             if down.downsample is not None:
                 skips.append(skips[-1])
         width = skips[-1]
@@ -208,7 +214,7 @@ class MultiViewUNet(nn.Module):
         self.up = nn.ModuleList()
         for level in reversed(range(len(config.channel_mult))):
             self.up.append(UpLevel(config, width, [skips.pop() for _ in range(config.res_blocks[level] + 1)], level))
-            width = config.channels * config.channel_mult[level]
+            width = config.widths[level]
         self.norm_out = nn.GroupNorm(config.groups, width, eps=1e-5)
         self.head: nn.Module
         self.mixture: Tensor | None

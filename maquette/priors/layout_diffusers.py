@@ -30,7 +30,7 @@ def unet(config: UNetConfig) -> KeyTable:
         *layers("time_embedding", "time_embedding", {"linear_in": "linear_1", "linear_out": "linear_2"}),
         *layers("", "", {"stem": "conv_in", "norm_out": "conv_norm_out", "head": "conv_out"}),
     ]
-    widths = [config.channels * m for m in config.channel_mult]
+    widths = config.widths
 
     def block(ours: str, published: str, i: int, width: int, level: int) -> Iterator[Entry]:
         residual = f"{ours}.blocks.{i}.residual"
@@ -62,7 +62,7 @@ def unet(config: UNetConfig) -> KeyTable:
 def autoencoder(config: AutoencoderConfig, *, old_names: bool = False) -> KeyTable:
     """`AutoencoderKL`; `old_names` is for files of before 2023, which call the attention's layers otherwise."""
     levels = len(config.channel_mult)
-    widths = [config.channels * m for m in config.channel_mult]
+    widths = config.widths
     attention = _OLD_VAE_ATTENTION if old_names else _VAE_ATTENTION
     entries = [*weights("to_moments", "quant_conv"), *weights("from_latents", "post_quant_conv")]
     for side in ("encoder", "decoder"):
@@ -122,8 +122,6 @@ def unet_config(published: Mapping[str, Any]) -> UNetConfig:
     _check_settings("U-Net", published, _UNET_SETTINGS, _UNET_FIXED)
     widths = [int(width) for width in published["block_out_channels"]]
     levels = len(widths)
-    if any(width % widths[0] for width in widths):
-        raise ValueError(f"this U-Net's levels are no multiples of the first one's width: {widths}.")
     attention = tuple(_is_attending(kind, "CrossAttnDownBlock2D", "DownBlock2D") for kind in _down_types(published))
     up_types = published.get("up_block_types", ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * (levels - 1))
     if tuple(_is_attending(kind, "CrossAttnUpBlock2D", "UpBlock2D") for kind in reversed(up_types)) != attention:
@@ -139,7 +137,7 @@ def unet_config(published: Mapping[str, Any]) -> UNetConfig:
         in_channels=int(published.get("in_channels", 4)),
         out_channels=int(published.get("out_channels", 4)),
         channels=widths[0],
-        channel_mult=tuple(width // widths[0] for width in widths),
+        channel_mult=_over_first(widths),
         res_blocks=(blocks,) * levels if isinstance(blocks, int) else tuple(blocks),
         attention=attention,
         head_width=head_widths.pop() if one_width else None,
@@ -157,8 +155,6 @@ def autoencoder_config(published: Mapping[str, Any]) -> AutoencoderConfig:
     """Our config of an autoencoder's config.json; its `scaling_factor` belongs to the codec."""
     _check_settings("autoencoder", published, _VAE_SETTINGS, _VAE_FIXED)
     widths = [int(width) for width in published["block_out_channels"]]
-    if any(width % widths[0] for width in widths):
-        raise ValueError(f"this autoencoder's levels are no multiples of the first one's width: {widths}.")
     down, up = published["down_block_types"], published["up_block_types"]
     attention = tuple(_is_attending(kind, "AttnDownEncoderBlock2D", "DownEncoderBlock2D") for kind in down)
     if tuple(_is_attending(kind, "AttnUpDecoderBlock2D", "UpDecoderBlock2D") for kind in reversed(up)) != attention:
@@ -167,7 +163,7 @@ def autoencoder_config(published: Mapping[str, Any]) -> AutoencoderConfig:
     return AutoencoderConfig(
         image_channels=int(published.get("in_channels", 3)),
         channels=widths[0],
-        channel_mult=tuple(width // widths[0] for width in widths),
+        channel_mult=_over_first(widths),
         res_blocks=int(published.get("layers_per_block", 1)),
         attention=attention,
         inner_channels=latents,
@@ -282,6 +278,11 @@ def _is_attending(kind: str, yes: str, no: str) -> bool:
     if kind not in (yes, no):
         raise ValueError(f"this network has a block of type {kind!r}; known are {yes!r} and {no!r}.")
     return kind == yes
+
+
+def _over_first(widths: list[int]) -> tuple[float, ...]:
+    """Widths of levels over that of the first; whole numbers as such, as configurations write them."""
+    return tuple(width / widths[0] if width % widths[0] else width // widths[0] for width in widths)
 
 
 def _one(value: int | list[int], name: str) -> int:

@@ -30,7 +30,7 @@ def unet(config: UNetConfig) -> KeyTable:
         entries += layers("camera_embedding", "camera_embed", _MLP)
     if prompt:
         entries += _image_tokens(prompt).under("", "image_embed.").entries
-    widths = [config.channels * m for m in config.channel_mult]
+    widths = config.widths
 
     # The published encoder and decoder are flat lists of blocks, among them the changes of resolution.
     index, width, skips = 1, config.channels, [config.channels]
@@ -61,7 +61,7 @@ def unet(config: UNetConfig) -> KeyTable:
 def autoencoder(config: AutoencoderConfig) -> KeyTable:
     """The KL autoencoder, under `first_stage_model.` (Stable Diffusion, MVDream) or `vae_model.` (ImageDream)."""
     levels = len(config.channel_mult)
-    widths = [config.channels * m for m in config.channel_mult]
+    widths = config.widths
     entries = [*weights("to_moments", "quant_conv"), *weights("from_latents", "post_quant_conv")]
     for ours in ("encoder", "decoder"):
         entries += layers(ours, ours, {"stem": "conv_in", "norm_out": "norm_out", "head": "conv_out"})
@@ -171,6 +171,11 @@ def unet_config(published: Mapping[str, Any], shapes: Mapping[str, tuple[int, ..
     mult = tuple(int(m) for m in published["channel_mult"])
     blocks, places = published["num_res_blocks"], published["attention_resolutions"]
     head_width, num_heads = int(published.get("num_head_channels", -1)), int(published.get("num_heads", -1))
+    level_heads: tuple[int, ...] | None = None
+    widths = [int(published["model_channels"]) * m for m in mult]
+    if head_width != -1 and published.get("legacy", True) and any(width % head_width for width in widths):
+        # The released networks' "legacy" way, their default: the heads share all channels, whatever is left over.
+        level_heads = tuple(max(1, width // head_width) for width in widths)
     return UNetConfig(
         in_channels=int(published["in_channels"]),
         out_channels=int(published["out_channels"]),
@@ -179,8 +184,9 @@ def unet_config(published: Mapping[str, Any], shapes: Mapping[str, tuple[int, ..
         res_blocks=(blocks,) * len(mult) if isinstance(blocks, int) else tuple(blocks),
         # Published as down-sampling factors, ours is one answer per level.
         attention=tuple(2**level in places for level in range(len(mult))),
-        head_width=None if head_width == -1 else head_width,
+        head_width=None if head_width == -1 or level_heads is not None else head_width,
         num_heads=num_heads if head_width == -1 else None,
+        level_heads=level_heads,
         linear_projection=bool(published.get("use_linear_in_transformer", False)),
         transformer_depth=int(published.get("transformer_depth", 1)),
         context_dim=_one(published["context_dim"]),
@@ -241,9 +247,9 @@ def openclip_configs(published: Mapping[str, Any]) -> tuple[VisionConfig, TextCo
 _UNET_ARGUMENTS = (
     "in_channels", "out_channels", "model_channels", "channel_mult", "num_res_blocks", "attention_resolutions",
     "num_head_channels", "num_heads", "use_linear_in_transformer", "transformer_depth", "context_dim", "camera_dim",
-    "with_ip", "ip_dim", "ip_mode", "ip_weight",
+    "with_ip", "ip_dim", "ip_mode", "ip_weight", "legacy",
     # Without effect on what the network computes.
-    "image_size", "use_checkpoint", "use_fp16", "use_bf16", "legacy",
+    "image_size", "use_checkpoint", "use_fp16", "use_bf16",
 )  # fmt: skip
 _UNET_FIXED = {
     "use_spatial_transformer": True, "dims": 2, "dropout": 0, "conv_resample": True, "use_scale_shift_norm": False,
@@ -319,7 +325,7 @@ def _residual(ours: str, published: str, skip: bool) -> Iterator[Entry]:
 
 def _block(config: UNetConfig, ours: str, published: str, width: int, level: int) -> Iterator[Entry]:
     """A residual block of `width` input channels and, where the level has attention, its transformer."""
-    out = config.channels * config.channel_mult[level]
+    out = config.widths[level]
     yield from _residual(f"{ours}.residual", f"{published}.0", skip=width != out)
     if config.attention[level]:
         yield from transformer(config, f"{ours}.transformer", f"{published}.1")

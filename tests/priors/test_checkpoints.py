@@ -207,6 +207,21 @@ def test_settings_that_change_the_network_are_refused(change, message):
         layout_ldm.unet_config({**settings, **change})
 
 
+@pytest.mark.parametrize(
+    ("legacy", "expected"), [(True, (1, 96)), (None, (1, 96)), (False, (1, 64))], ids=["legacy", "default", "fixed"]
+)
+def test_heads_of_the_legacy_way_share_all_channels(legacy, expected):
+    """96 channels in heads of 64: one head, of 96 in the released networks' default, of 64 where `legacy` is off."""
+    settings = {
+        "in_channels": 4, "out_channels": 4, "model_channels": 96, "channel_mult": [1, 2], "num_res_blocks": 1,
+        "attention_resolutions": [1, 2], "num_head_channels": 64, "context_dim": 24,
+        **({} if legacy is None else {"legacy": legacy}),
+    }  # fmt: skip
+    config = layout_ldm.unet_config(settings)
+    assert config.heads(96, 0) == expected and config.heads(192, 1) == config.heads(192, -1) == (3, 64)
+    assert layout_ldm.unet_config({**settings, "model_channels": 64}).head_width == 64
+
+
 def test_networks_that_are_only_ours_have_no_table():
     both = replace(SMALL, image_prompt=ImagePromptConfig(local_dim=20, global_dim=12))
     with pytest.raises(ValueError, match="only ours"):

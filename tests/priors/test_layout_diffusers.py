@@ -14,6 +14,7 @@ from maquette.diffusion.clip import TextConfig, TextTower, VisionTower, vit_l14
 from maquette.diffusion.unet import MultiViewUNet, UNetConfig
 from maquette.priors import layout_diffusers, layout_ldm
 from maquette.priors.checkpoints import KeyTable
+from tests.priors.tiny import randomised
 
 ZERO123_UNET = {
     "in_channels": 8, "out_channels": 4, "model_channels": 320, "attention_resolutions": [4, 2, 1], "num_res_blocks": 2,
@@ -197,7 +198,6 @@ def test_old_names_of_the_autoencoders_attention():
         ({"up_block_types": ["UpBlock2D"] * 3}, "other levels on the way up"),
         ({"down_block_types": ["DownBlock2D", "DownBlock2D", "SkipDownBlock2D"]}, "SkipDownBlock2D"),
         ({"transformer_layers_per_block": [1, 2, 10]}, "several values of transformer_layers_per_block"),
-        ({"block_out_channels": [16, 24, 32]}, "no multiples"),
     ],
 )
 def test_settings_that_change_the_network_are_refused(changes, message):
@@ -230,3 +230,57 @@ def test_heads_are_said_in_one_way():
         UNetConfig(head_width=None, level_heads=(1, 2))
     config = UNetConfig(head_width=None, level_heads=(1, 2, 4, 8))
     assert [config.heads(320, level) for level in (0, 1, -1)] == [(1, 320), (2, 160), (8, 40)]
+
+
+CROSS, PLAIN = "CrossAttn{}Block2D", "{}Block2D"
+TWINS = [
+    ([64, 96], "x-", {"layers_per_block": 1, "attention_head_dim": 4}),
+    ([32, 48, 64], "xx-", {"layers_per_block": [1, 2, 1], "attention_head_dim": [2, 3, 4], "norm_num_groups": 16}),
+    ([32, 64], "--", {"layers_per_block": 2, "attention_head_dim": 8, "in_channels": 8}),
+    ([32, 32], "-x", {"layers_per_block": 1, "attention_head_dim": [2, 4], "transformer_layers_per_block": 2}),
+    ([32], "x", {"layers_per_block": 1, "attention_head_dim": 2, "use_linear_projection": True}),
+]
+"""Widths, attention by level, and further settings; among them no level with attention, and widths that are no
+multiples of the first."""
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(("widths", "attention", "settings"), TWINS, ids=lambda value: str(value)[:20])
+def test_small_networks_compute_what_diffusers_computes(widths, attention, settings):
+    diffusers = pytest.importorskip("diffusers", reason="needs diffusers: pip install 'maquette[published]'")
+    kinds = [CROSS if letter == "x" else PLAIN for letter in attention]
+    theirs = diffusers.UNet2DConditionModel(
+        sample_size=16, block_out_channels=widths, cross_attention_dim=24,
+        down_block_types=[kind.format("Down") for kind in kinds],
+        up_block_types=[kind.format("Up") for kind in reversed(kinds)], **settings,
+    )  # fmt: skip
+    randomised(theirs)
+    config = layout_diffusers.unet_config(dict(theirs.config))
+    ours, table = MultiViewUNet(config).eval(), layout_diffusers.unet(config)
+    ours.load_state_dict(table.read(theirs.state_dict()))
+    assert table.write(ours.state_dict()).keys() == theirs.state_dict().keys()
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, theirs.config.in_channels, 8, 16, generator=generator)
+    t, words = torch.tensor([3, 999]), torch.randn(2, 5, 24, generator=generator)
+    with torch.no_grad():
+        expected = theirs(x, t, words).sample
+        torch.testing.assert_close(ours(x[:, None], t, words)[:, 0], expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(("widths", "latents", "groups"), [([32, 48], 4, 16), ([16, 32, 32], 3, 8)])
+def test_small_autoencoders_compute_what_diffusers_computes(widths, latents, groups):
+    diffusers = pytest.importorskip("diffusers", reason="needs diffusers: pip install 'maquette[published]'")
+    theirs = diffusers.AutoencoderKL(
+        block_out_channels=widths, latent_channels=latents, norm_num_groups=groups, layers_per_block=1,
+        down_block_types=["DownEncoderBlock2D"] * len(widths), up_block_types=["UpDecoderBlock2D"] * len(widths),
+    )  # fmt: skip
+    randomised(theirs)
+    config = layout_diffusers.autoencoder_config(dict(theirs.config))
+    ours = Autoencoder(config).eval()
+    ours.load_state_dict(layout_diffusers.autoencoder(config).read(theirs.state_dict()))
+    image = torch.rand(1, 3, 16, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    with torch.no_grad():
+        mean = theirs.encode(image).latent_dist.mean
+        torch.testing.assert_close(ours.encode(image)[0], mean, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(ours.decode(mean), theirs.decode(mean).sample, atol=1e-5, rtol=1e-4)
