@@ -37,10 +37,13 @@ from maquette.evaluation.object_record import ObjectRecord, Record
 from maquette.evaluation.quality import bootstrap_interval, image_score
 from maquette.evaluation.truth import Protocol, Truth
 from maquette.images import ImagePrompt, Prompt, Views, save_image, sheet
+from maquette.rendering.lighting import studio
 from maquette.rendering.raster import render_mesh
 from maquette.run.files import write_json
 
 Answer = TypeVar("Answer", Asset, Views)
+BACKDROP = torch.tensor([0.8, 0.83, 0.87])
+"""Behind the pictures of the sheet, which are for people: white would hide white objects."""
 MEASURES = 3
 """Raised when figures are made in another way or new ones are added."""
 
@@ -315,21 +318,20 @@ def _likeness(encoders: Sequence[ImageEncoder], truth: Truth, views: Views) -> d
 
 
 def _two_sides(truth: Truth, mesh: Mesh) -> torch.Tensor:
-    """Prompt, then from the front and from behind: truth, result. [3, H, W] on white."""
+    """Prompt, then from the front and from behind: truth, result. [3, H, W], lit, so that plain objects have a shape."""
     size = truth.protocol.view_size
     cameras = truth.protocol.circle(2, 15.0, size, azimuth=30.0)
-    white = torch.ones(3)
     seen = [
-        render_mesh(mesh, cameras, samples=3).views().composite(white) for mesh in (truth.mesh, truth.aligned(mesh))
+        render_mesh(mesh, cameras, samples=3, lighting=studio(30.0)).views().composite(BACKDROP)
+        for mesh in (truth.mesh, truth.aligned(mesh))
     ]
-    prompt = truth.prompt.resized(size).composite(white)
+    prompt = truth.prompt.resized(size).composite(BACKDROP)
     return sheet(torch.stack([prompt, seen[0][0], seen[1][0], seen[0][1], seen[1][1]]))
 
 
 def _beside(truth: Truth, views: Views) -> torch.Tensor:
-    """The prompt, the generated views, and below them the object's own. [3, H, W] on white."""
-    white = torch.ones(3)
-    own = render_mesh(truth.mesh, views.cameras, samples=3).views().composite(white)
-    prompt = truth.prompt.resized(views.cameras.height, views.cameras.width).composite(white)
-    rows = torch.cat([prompt[None], views.composite(white), torch.ones_like(prompt)[None], own])
+    """The prompt, the generated views, and below them the object's own. [3, H, W]."""
+    own = render_mesh(truth.mesh, views.cameras, samples=3).views().composite(BACKDROP)
+    prompt = truth.prompt.resized(views.cameras.height, views.cameras.width).composite(BACKDROP)
+    rows = torch.cat([prompt[None], views.composite(BACKDROP), torch.ones_like(prompt)[None], own])
     return sheet(rows, columns=1 + len(views))
