@@ -318,7 +318,7 @@ def _likeness(encoders: Sequence[ImageEncoder], truth: Truth, views: Views) -> d
 
 
 def _two_sides(truth: Truth, mesh: Mesh) -> torch.Tensor:
-    """Prompt, then from the front and from behind: truth, result. [3, H, W], lit, so that plain objects have a shape."""
+    """Prompt, then from the front and from behind: truth, result. [3, H, W], lit, so that plain objects show."""
     size = truth.protocol.view_size
     cameras = truth.protocol.circle(2, 15.0, size, azimuth=30.0)
     seen = [
