@@ -29,7 +29,7 @@ from maquette.commands.dreambooth3d import read_options as read_subject_options
 from maquette.errors import UserError
 from maquette.guidance.base import NoiseRange
 from maquette.images import Views, read_image
-from maquette.methods import dreambooth3d, imagedream, usd
+from maquette.methods import dreambooth3d, imagedream, text, usd
 from maquette.priors.hub import NANO, load_prior, save_prior
 from maquette.rendering import OccupancyConfig, VolumeConfig
 from maquette.run import Run
@@ -135,18 +135,19 @@ def known_options() -> set[str]:
     """Options of all commands, with those of components that can be chosen."""
     from maquette.commands import dreambooth3d as subject
     from maquette.commands import evaluate, method, model_files, models, render, train, views
+    from maquette.commands import text as words
     from maquette.commands.components import choose_components, find_choices
 
     known = {"--help", "--pack", "--variants"}
     kinds = [train.NanoOptions, train.JudgeOptions, render.Options, render.PackOptions]
     kinds += [evaluate.CompareOptions, evaluate.TallyOptions, models.ListOptions, models.CheckOptions]
-    kinds += [subject.Options, evaluate.SubjectOptions]
+    kinds += [subject.Options, evaluate.SubjectOptions, words.Options]
     kinds += [model_files.FetchOptions, model_files.ConvertOptions]
     for kind in kinds:
         known |= set(option_names(kind))
     for start in (
         imagedream.nano(), imagedream.paper(), views.configure_views("nano", "default"), usd.nano(), usd.paper(),
-        dreambooth3d.nano(), dreambooth3d.paper(),
+        dreambooth3d.nano(), dreambooth3d.paper(), text.nano(), text.dreamfusion(),
     ):  # fmt: skip
         for kind in (method.Options, evaluate.ObjectOptions, evaluate.PromptOptions):
             known |= set(option_names(method.method_options(kind, start)))
