@@ -7,7 +7,9 @@ gradients, and one with the gradient to the latents. Beside the time stands the 
 joint attention and image tokens are more of it: what counts is time per FLOP. Inputs are the same random numbers, and
 so are the weights, whose names are translated by our key table; so the single-view outputs are compared too.
 
-Needs diffusers (the extra `published`). One thread, process time, the fastest of several rounds.
+Needs diffusers (the extra `published`). On a CPU: one thread, process time, the fastest of several rounds. On a GPU
+(`--device cuda`, by default where there is one): time between two synchronisations, and the peak of its memory;
+`--full` takes the published size, 4 levels of 320 channels at 32 x 32 latent pixels, in the precision of `--dtype`.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from maquette.diffusion.unet import ImagePromptConfig, MultiViewUNet, UNetConfig
+from maquette.errors import UserError
 from maquette.priors import layout_diffusers
+from maquette.run.run import resolve_device
 
 VIEWS, TOKENS = 5, 77
 """Four views and the prompt's; words."""
@@ -49,7 +53,9 @@ class Contender:
         assert latents.grad is not None
 
 
-def contenders(width: int, side: int, depth: int) -> tuple[list[Contender], float]:
+def contenders(
+    width: int, side: int, depth: int, device: torch.device, dtype: torch.dtype
+) -> tuple[list[Contender], float]:
     """Ours with and without what ImageDream adds, and diffusers' twice; the largest difference of the plain outputs."""
     from diffusers import UNet2DConditionModel
 
@@ -72,9 +78,11 @@ def contenders(width: int, side: int, depth: int) -> tuple[list[Contender], floa
     joint = MultiViewUNet(replace(plain, camera_dim=16)).eval().requires_grad_(False)
     whole = MultiViewUNet(replace(plain, camera_dim=16, image_prompt=ImagePromptConfig())).eval().requires_grad_(False)
 
-    views = torch.randn(1, VIEWS, 4, side, side)
-    context, t = torch.randn(1, TOKENS, context_dim), torch.tensor([500])
-    camera, features = torch.randn(1, VIEWS, 16), torch.randn(1, 257, 1280)
+    for network in (theirs, same, joint, whole):
+        network.to(device) if dtype is torch.float32 else network.to(device, dtype)
+    views = torch.randn(1, VIEWS, 4, side, side).to(device, dtype)
+    context, t = torch.randn(1, TOKENS, context_dim).to(device, dtype), torch.tensor([500], device=device)
+    camera, features = (torch.randn(1, *shape).to(device, dtype) for shape in ((VIEWS, 16), (257, 1280)))
     images, strip = views[0], views[0].permute(1, 2, 0, 3).reshape(1, 4, side, VIEWS * side)
     words = context.expand(VIEWS, -1, -1)
 
@@ -95,14 +103,26 @@ def contenders(width: int, side: int, depth: int) -> tuple[list[Contender], floa
     return listed, float(apart)
 
 
-def core_seconds(work: Callable[[], None], rounds: int) -> float:
-    """Core seconds of the fastest of several rounds, after one that is not counted."""
+def seconds_of(work: Callable[[], None], rounds: int, device: torch.device) -> float:
+    """Seconds of the fastest of several rounds, after one that is not counted: of a core, or of the GPU."""
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
     times = []
     for _ in range(rounds + 1):
-        began = time.process_time()
+        began = clock()
         work()
-        times.append(time.process_time() - began)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(clock() - began)
     return min(times[1:])
+
+
+def peak_gib(work: Callable[[], None], device: torch.device) -> str:
+    """Peak of the GPU's memory during the work; a dash on a CPU."""
+    if device.type != "cuda":
+        return "-"
+    torch.cuda.reset_peak_memory_stats(device)
+    work()
+    return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f}"
 
 
 def arithmetic(work: Callable[[], None]) -> float:
@@ -118,23 +138,33 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=16, help="latent pixels along the side of a view")
     parser.add_argument("--depth", type=int, default=3, choices=[2, 3, 4], help="levels")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--full", action="store_true", help="the published size: 4 levels of 320, 32 latent pixels")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: float16 on a GPU")
     options = parser.parse_args()
+    try:
+        device = resolve_device(options.device)
+    except UserError as error:
+        parser.error(str(error))
+    dtype = getattr(torch, options.dtype or ("float16" if device.type == "cuda" else "float32"))
+    if options.full:
+        options.widths, options.side, options.depth = [320], 32, 4
     torch.set_num_threads(1)
-    print(
-        f"{platform.processor() or platform.machine()}, torch {torch.__version__}, 1 thread, float32, {VIEWS} views of"
-    )
+    name = platform.processor() or platform.machine() if device.type == "cpu" else torch.cuda.get_device_name(device)
+    print(f"{name}, torch {torch.__version__}, {str(dtype).removeprefix('torch.')}, {VIEWS} views of")
     print(f"{options.side} x {options.side} latent pixels, {options.depth} levels\n")
-    print("| width | network | forward GFLOP | core-ms | GFLOP/s | forward + backward GFLOP | core-ms | GFLOP/s |")
-    print("|---|---|---|---|---|---|---|---|", flush=True)
+    both = "forward + backward GFLOP | ms | GFLOP/s"
+    print(f"| width | network | forward GFLOP | ms | GFLOP/s | {both} | peak GiB |")
+    print("|---|---|---|---|---|---|---|---|---|", flush=True)
     apart = {}
     for width in options.widths:
-        listed, apart[width] = contenders(width, options.side, options.depth)
+        listed, apart[width] = contenders(width, options.side, options.depth, device, dtype)
         for one in listed:
             cells = []
             for work in (one.forward, one.both):
-                flops, seconds = arithmetic(work), core_seconds(work, options.rounds)
-                cells.append(f"{flops / 1e9:.1f} | {seconds * 1e3:.0f} | {flops / seconds / 1e9:.1f}")
-            print(f"| {width} | {one.name} | {' | '.join(cells)} |", flush=True)
+                flops, seconds = arithmetic(work), seconds_of(work, options.rounds, device)
+                cells.append(f"{flops / 1e9:.1f} | {seconds * 1e3:.1f} | {flops / seconds / 1e9:.1f}")
+            print(f"| {width} | {one.name} | {' | '.join(cells)} | {peak_gib(one.both, device)} |", flush=True)
     for width, value in apart.items():
         print(f"\nwidth {width}: outputs of the two single-image networks differ by at most {value:.1e} of the largest")
 
