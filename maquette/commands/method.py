@@ -20,6 +20,7 @@ from maquette.commands.cost import describe_cost
 from maquette.commands.outcome import LiveFolder, closing_box
 from maquette.errors import UserError
 from maquette.images import CameraEstimate, Prompt, Views, read_prompt, save_image
+from maquette.priors.placement import Placement, Precision, loading
 from maquette.run import Run, file_sha256
 from maquette.run.files import atomic_path
 from maquette.run.memory import LIBRARIES, gib
@@ -70,6 +71,10 @@ class Options:
     """Same seed, same machine: the same bytes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
+    precision: Precision = "auto"
+    """Of published priors; auto: float16 on a GPU, float32 on a CPU."""
+    low_memory: bool = False
+    """Published priors in less memory on a GPU, with slower steps."""
     steps: Annotated[int | None, arg(metavar="N")] = None
     """Steps of each field fit; schedules are fractions of it."""
     overwrite: bool = False
@@ -100,10 +105,15 @@ def make_in_folder(
 ) -> int:
     """Run a method in a folder, write its result and what is made from it, and print the closing box; exit code 0.
 
-    `options` has `seed`, `device` and `overwrite`; `inputs` says what goes in, and counts as a setting.
+    `options` has `seed`, `device`, `overwrite`, and may have `precision` and `low_memory` (see `priors.placement`);
+    `inputs` says what goes in, and counts as a setting.
     """
     began = time.monotonic()
-    with Run.open(
+    placement = Placement(getattr(options, "precision", "auto"), getattr(options, "low_memory", False))
+    placement.dtype(resolve_device(options.device))  # refused before anything is made
+    if placement.precision != "auto":
+        inputs = {**inputs, "precision": placement.precision}
+    with loading(placement), Run.open(
         out, config=config, seed=options.seed, device=options.device, method=method.name,
         inputs=inputs, overwrite=options.overwrite,
     ) as run:  # fmt: skip

@@ -26,6 +26,7 @@ from maquette.errors import UserError
 from maquette.images import Prompt
 from maquette.methods.text import Config, configure, text_to_3d
 from maquette.priors.nano.vocabulary import split_words, unknown_words
+from maquette.priors.placement import Precision
 from maquette.run.memory import GIB
 
 PRESETS = ("nano", "paper", "dreamfusion", "usd")
@@ -50,6 +51,10 @@ class Options:
     """Same seed, same machine: the same bytes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
+    precision: Precision = "auto"
+    """Of published priors; auto: float16 on a GPU, float32 on a CPU."""
+    low_memory: bool = False
+    """Published priors in less memory on a GPU, with slower steps."""
     steps: Annotated[int | None, arg(metavar="N")] = None
     """Steps of each field fit; schedules are fractions of it."""
     overwrite: bool = False

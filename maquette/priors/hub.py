@@ -28,6 +28,7 @@ from maquette.priors.clip_tokenizer import read_tokenizer
 from maquette.priors.identify import compare
 from maquette.priors.multiview import MultiViewPrior
 from maquette.priors.nano.package import NanoPrior, load_nano, save_nano
+from maquette.priors.placement import current_placement, placed
 from maquette.priors.published import MODELS, PublishedConfig, assemble, completed, load_networks, outline, parts
 from maquette.priors.registry import ALIASES, Model, find_model
 from maquette.priors.single_view import STABLE_DIFFUSION_MODELS, ZERO123_MODELS, load_single_view
@@ -91,11 +92,12 @@ def load_prior(
 ) -> MultiViewPrior:
     """The prior of that name on a device, in evaluation mode, without gradients for its weights.
 
-    `dtype` is the precision of its U-Net and encoders: by default float32 on a CPU, and for published models float16 on
-    a GPU. UserError naming the file and what differs where a file is missing, truncated, damaged or of another model.
+    `dtype` is the precision of its U-Net and encoders: by default float32 on a CPU, and for published models what
+    `placement.loading` says, or float16 on a GPU. UserError naming the file and what differs where a file is missing,
+    truncated, damaged or of another model.
     """
     if ALIASES.get(name, name) in MODELS:
-        return _load_published(find_published(find_model(name), weights), torch.device(device), dtype)
+        return placed(_load_published(find_published(find_model(name), weights), torch.device(device), dtype))
     if (other := ALIASES.get(name, name)) in ZERO123_MODELS or other in STABLE_DIFFUSION_MODELS:
         raise UserError(f"{name} is a {find_model(name).role}, and a multi-view prior is wanted: {', '.join(MODELS)}")
     card = find_card(name, weights)
@@ -171,10 +173,10 @@ def _load_single_view(
     found: FoundWeights, device: torch.device | str, dtype: torch.dtype | None
 ) -> Zero123Prior | StableDiffusionPrior:
     words = found.model.name in STABLE_DIFFUSION_MODELS
-    return load_single_view(
+    return placed(load_single_view(
         found.model.name, found.root, device=device, dtype=dtype, merges=found.merges() if words else None,
         facts=_facts(found.model),
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 def _facts(model: Model) -> dict[str, Any]:
@@ -186,7 +188,7 @@ def _facts(model: Model) -> dict[str, Any]:
 
 def _load_published(found: FoundWeights, device: torch.device, dtype: torch.dtype | None) -> MultiViewPrior:
     """A released model from its file or its package, filled one tensor at a time on the device itself."""
-    dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
+    dtype = dtype or current_placement().dtype(device)
     model = found.model
     facts = _facts(model)
     if (card := package_of(found.file)) is not None:

@@ -25,6 +25,7 @@ from maquette.priors.checkpoints import KeyTable
 from maquette.priors.clip_encoders import ClipTextEncoder, PooledImageEncoder
 from maquette.priors.clip_tokenizer import Padding, find_merges, read_tokenizer
 from maquette.priors.codecs import SD_LATENT_SCALE, KLCodec
+from maquette.priors.placement import current_placement
 from maquette.priors.published import Part
 from maquette.priors.single_view_files import (
     AUTOENCODER,
@@ -235,7 +236,7 @@ STABLE_DIFFUSION_MODELS: Mapping[str, tuple[StableDiffusionConfig, Parametrisati
 
 
 def _precision(device: torch.device | str, dtype: torch.dtype | None) -> torch.dtype:
-    return dtype or (torch.float16 if torch.device(device).type == "cuda" else torch.float32)
+    return dtype or current_placement().dtype(device)
 
 
 def _which(file: TensorFile) -> LdmConfig:
