@@ -18,11 +18,16 @@ from maquette.priors.fetch import Hub, HuggingFaceHub, carry_out, missing_files,
 from maquette.priors.hub import PUBLISHED, package_of
 from maquette.priors.published import MODELS as LOADED
 from maquette.priors.registry import ALIASES, MODELS, Model, find_model, with_needs
+from maquette.priors.single_view import STABLE_DIFFUSION_MODELS, ZERO123_MODELS
+from maquette.priors.single_view_package import PACKAGED, pack_single_view
 from maquette.priors.weights_folder import FoundWeights, find_published, weights_folder
 from maquette.run.memory import gib
 
 make_hub: Callable[[], Hub] = HuggingFaceHub
 """Who is asked for files; tests put another one here."""
+
+CONVERTIBLE = (*LOADED, *ZERO123_MODELS, *STABLE_DIFFUSION_MODELS)
+"""Published models that have a package form."""
 
 NEXT = {
     "imagedream": "maquette imagedream IMAGE --preset paper",
@@ -111,6 +116,10 @@ def convert_models(arguments: list[str]) -> int:
     named = Path(options.weights)
     card = package_of(named / "card.json" if (named / "card.json").is_file() else named) if named.exists() else None
     if card is not None:
+        if card.kind == PACKAGED:
+            raise UserError(
+                f"{card.path} is a package of {card.name!r}, and its way back is its published file; keep it"
+            )
         if card.kind != PUBLISHED:
             raise UserError(f"{card.path} holds {card.name!r}, which was never published in another layout")
         target = options.out or card.path.with_name(f"{card.name}.pt")
@@ -118,7 +127,8 @@ def convert_models(arguments: list[str]) -> int:
         print(f"{target}: {card.name}, in the published layout, {gib(target.stat().st_size)}")
         return 0
     found = _find(options)
-    made = to_package(found, options.out or found.file.parent, _dtype(options.dtype or "float16"))
+    convert = to_package if found.model.name in LOADED else pack_single_view
+    made = convert(found, options.out or found.folder, _dtype(options.dtype or "float16"))
     size = sum(entry["bytes"] for entry in made.values["files"])
     print(f"{made.path.parent}: {made.name}, {gib(size)}, sha256 {made.sha256[:16]}")
     print(f"use it: --prior {made.name} --weights {made.path.parent}")
@@ -142,18 +152,18 @@ def _find(options: ConvertOptions) -> FoundWeights:
         return find_published(_convertible(find_model(options.model)), path)
     if path.is_dir():
         raise UserError(f"{path} holds no package; name the file, or say --model NAME")
-    names = [name for name in LOADED if path.name in [file.path for file in MODELS[name].source.files]]
+    names = [name for name in CONVERTIBLE if path.name in [file.path for file in MODELS[name].source.files]]
     if len(names) != 1:
         raise UserError(
             f"{path.name} is not the name under which a model was published; say which one it is with --model "
-            f"({', '.join(LOADED)})"
+            f"({', '.join(CONVERTIBLE)})"
         )
     return find_published(MODELS[names[0]], path)
 
 
 def _convertible(model: Model) -> Model:
-    if model.name not in LOADED:
-        raise UserError(f"{model.name} has no package form in this version; {', '.join(LOADED)} have one")
+    if model.name not in CONVERTIBLE:
+        raise UserError(f"{model.name} has no package form in this version; {', '.join(CONVERTIBLE)} have one")
     return model
 
 

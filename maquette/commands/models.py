@@ -20,6 +20,7 @@ from maquette.priors.published import MODELS as LOADED
 from maquette.priors.published import outline, parts
 from maquette.priors.registry import ALIASES, MODELS, Model, find_model
 from maquette.priors.single_view_files import looks_like
+from maquette.priors.single_view_package import PACKAGED, unpack_single_view
 from maquette.priors.tensor_files import open_tensors
 from maquette.priors.weights_folder import FoundWeights, find_published, present, weights_folder
 from maquette.run.terms import effective_terms
@@ -123,6 +124,10 @@ def _check_path(path: Path) -> None:
     card = package_of(path / "card.json" if path.is_dir() else path)
     if card is None:
         _check_file(path)
+    elif card.kind == PACKAGED:
+        unpack_single_view(card, card.name)
+        print(f"{path}: {card.name!r}, whole, and every tensor has its place")
+        print(f"licence: {card.values['licence']}")
     elif card.kind != PUBLISHED:
         _load(card.name, path)
     else:

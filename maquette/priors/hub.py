@@ -32,6 +32,7 @@ from maquette.priors.placement import current_placement, placed
 from maquette.priors.published import MODELS, PublishedConfig, assemble, completed, load_networks, outline, parts
 from maquette.priors.registry import ALIASES, Model, find_model
 from maquette.priors.single_view import STABLE_DIFFUSION_MODELS, ZERO123_MODELS, load_single_view
+from maquette.priors.single_view_package import unpack_single_view
 from maquette.priors.stable_diffusion import StableDiffusionPrior
 from maquette.priors.tensor_files import TensorFile, open_tensors
 from maquette.priors.weights_folder import FoundWeights, find_published
@@ -172,6 +173,8 @@ def load_free_prior(
 def _load_single_view(
     found: FoundWeights, device: torch.device | str, dtype: torch.dtype | None
 ) -> Zero123Prior | StableDiffusionPrior:
+    if (card := package_of(found.file)) is not None:
+        return placed(unpack_single_view(card, found.model.name, device=device, dtype=dtype))
     words = found.model.name in STABLE_DIFFUSION_MODELS
     return placed(load_single_view(
         found.model.name, found.root, device=device, dtype=dtype, merges=found.merges() if words else None,

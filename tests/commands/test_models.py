@@ -212,7 +212,8 @@ def test_convert_refuses(models, tmp_path):
     refused(
         models("convert", renamed, "--model", "mvdream"), "unknown ones", "It looks like imagedream or imagedream-l"
     )
-    refused(models("convert", renamed, "--model", "zero123"), "zero123 has no package form")
+    refused(models("convert", renamed, "--model", "zero123"), "it lacks 2 tensors", "it looks like ImageDream")
+    refused(models("convert", renamed, "--model", "clip-vit-h14"), "clip-vit-h14 has no package form")
     refused(models("convert", "nowhere"), "nothing at nowhere")
     refused(models("convert", "imagedream"), "not here")
     refused(models("convert", path.parent), "name the file, or say --model")
