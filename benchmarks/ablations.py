@@ -6,7 +6,7 @@ second call goes on where the first ended, and more objects can be asked for lat
 one thread each. Options after `--` go to every row, such as `-- --weights other/prior`.
 
 A figure with a star differs from its group's first row: the 95 % bootstrap interval of the difference, object by
-object, leaves out 0. With few objects a missing star says little. Floaters: *left* is the volume of pieces that nowhere
+object, leaves out 0; with fewer than three objects there are none. Floaters: *left* is the volume of pieces that nowhere
 meet the object, in volumes of it; *removed* the share of the extracted volume that cleaning had already taken away.
 """
 
@@ -109,6 +109,8 @@ COLUMNS = {
     "floaters_removed": "floaters removed",
     "seconds": "seconds",
 }
+FEW = 3
+"""Objects from which on an interval says something."""
 
 
 def file_of(out: Path, group: str, row: Row) -> Path:
@@ -149,7 +151,7 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> str:
         for name in names:
             values, before = (torch.tensor([e[name] for e in es], dtype=torch.float64) for es in (entries, first))
             low, high = bootstrap_interval(values - before)
-            star = "*" if name != "seconds" and (low > 0 or high < 0) else ""
+            star = "*" if name != "seconds" and len(values) >= FEW and (low > 0 or high < 0) else ""
             cells.append(f"{float(values.mean()):{'.0f' if name == 'seconds' else '.3g'}}{star}")
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
