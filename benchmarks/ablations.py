@@ -6,8 +6,8 @@ second call goes on where the first ended, and more objects can be asked for lat
 one thread each. Options after `--` go to every row, such as `-- --weights other/prior`.
 
 A figure with a star differs from its group's first row: the 95 % bootstrap interval of the difference, object by
-object, leaves out 0; with fewer than three objects there are none. Floaters: *left* is the volume of pieces that nowhere
-meet the object, in volumes of it; *removed* the share of the extracted volume that cleaning had already taken away.
+object, leaves out 0; with fewer than three objects there are none. Floaters: *left* is the volume of pieces that
+nowhere meet the object, in volumes of it; *removed* the share of the extracted volume that cleaning took away before.
 """
 
 from __future__ import annotations
