@@ -67,7 +67,9 @@ def render_turn(scene: Scene, frames: int = 20, size: int = 80) -> Views:
     """A scene seen from all around, its front first, as it shows when it turns to the right; on the CPU."""
     parameter = next(iter(scene.parameter_groups().values()))[0]
     cameras = orbit(frames, elevation=15.0, height=size, width=size, span=-360.0).to(parameter.device)
-    return render_views(scene, cameras).to("cpu")
+    # A surface that is still soft has three times the samples, each with seven evaluations: in large pieces a preview
+    # would take more memory than the fit.
+    return render_views(scene, cameras, RAYS_AT_ONCE // 8).to("cpu")
 
 
 def _spread(colour: Tensor, opacity: Tensor) -> Tensor:
