@@ -32,6 +32,11 @@ CONVERTIBLE = (*LOADED, *ZERO123_MODELS, *STABLE_DIFFUSION_MODELS)
 NEXT = {
     "imagedream": "maquette imagedream IMAGE --preset paper",
     "imagedream-local": "maquette imagedream IMAGE --preset paper --prior imagedream-local --control local",
+    "mvdream": 'maquette text "WORDS" --prior mvdream',
+    "mvdream-sd15": 'maquette text "WORDS" --prior mvdream-sd15',
+    "stable-diffusion-1.5": 'maquette text "WORDS" --prior sd15',
+    "stable-diffusion-2.1-base": 'maquette text "WORDS" --prior sd',
+    **{name: f"maquette views IMAGE --prior {name}" for name in ZERO123_MODELS},
 }
 """What to do with a model once it is here."""
 
