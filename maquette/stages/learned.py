@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -29,7 +29,7 @@ from maquette.stages.likeness import PictureEncoder, on_white, sides
 from maquette.stages.look import SamplingConfig, draw_scenes
 from maquette.stages.personalize import words
 from maquette.subjects import CaptionedImages, Subject
-from maquette.wording import VIEWS, with_view
+from maquette.wording import SUBJECT, VIEWS, with_view, without_subject
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,18 @@ class PhotosConfig:
     """Masks: only those that came with the photos, or found as in a single picture where none came."""
     margin: float | None = None
     """Space around the object, as a share of the side, to which each masked photo is framed; none: as it is."""
+    prompt: str = "a photo of a [v] {noun}"
+    """The instance prompt; without [v] it is that of the class. Small priors want the wording of their training."""
     captions: Literal["plain", "sides"] = "plain"
     """The instance prompt alone, or with the word of the side that the encoder sees in each photo."""
 
     def __post_init__(self) -> None:
         if self.margin is not None and not 0 <= self.margin < 0.5:
             raise UserError(f"photos.margin is a share of the side in [0, 0.5), got {self.margin}")
+        if SUBJECT not in self.prompt or "{noun}" not in self.prompt:
+            raise UserError(
+                f"photos.prompt names the subject as {SUBJECT} and its class as {{noun}}, got {self.prompt!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -55,21 +61,28 @@ class Photos:
     pictures: CaptionedImages
     noun: str
     names: tuple[str, ...]
+    prompt: str
+    """The instance prompt, without the word of a side."""
     sides: tuple[str, ...] = ()
     """One of `VIEWS` for each photo; empty where there was nobody to ask."""
     notes: tuple[str, ...] = ()
     """What a person should know, a sentence each."""
 
     @property
+    def class_prompt(self) -> str:
+        """The instance prompt of any thing of the class."""
+        return without_subject(self.prompt)
+
+    @property
     def subject(self) -> Subject:
-        """The subject whose photos these are, with its instance prompt."""
-        plain = Subject(self.pictures, self.noun, self.names, self.notes)
-        return replace(plain, photos=self.pictures.captioned(plain.instance_prompt))
+        """The subject whose photos these are, all under one prompt."""
+        return Subject(self.pictures.captioned(self.prompt), self.noun, self.names, self.notes)
 
     def save(self, folder: Path) -> None:
         """Write the pictures and photos.json."""
         self.pictures.save(folder)
-        account = {"noun": self.noun, "names": self.names, "sides": self.sides, "notes": self.notes}
+        account = {"noun": self.noun, "prompt": self.prompt, "names": self.names, "sides": self.sides}
+        account |= {"notes": self.notes}
         write_json(folder / "photos.json", account)
 
     @classmethod
@@ -77,7 +90,7 @@ class Photos:
         """Read what `save` wrote."""
         account = json.loads((folder / "photos.json").read_text("utf-8"))
         many = {name: tuple(account[name]) for name in ("names", "sides", "notes")}
-        return cls(CaptionedImages.load(folder), account["noun"], **many)
+        return cls(CaptionedImages.load(folder), account["noun"], prompt=account["prompt"], **many)
 
 
 def prepare_photos(
@@ -104,13 +117,14 @@ def prepare_photos(
                 f"all {len(seen)} photos seem to show the {seen[0]} of the {subject.noun} (judged by "
                 f"{encoder.name}), so the other sides will be invented and may repeat it; photos from other sides help"
             )
-    captions = [subject.instance_prompt] * len(photos)
+    prompt = config.prompt.format(noun=subject.noun)
+    captions = [prompt] * len(photos)
     if config.captions == "sides":
         if encoder is None:
             raise UserError("captions with sides need an encoder that tells them; use photos.captions plain")
-        captions = [with_view(subject.instance_prompt, side) for side in seen]
+        captions = [with_view(prompt, side) for side in seen]
     run.log(event="photos", names=list(subject.names), sides=list(seen), notes=notes)
-    return Photos(photos.captioned(captions), subject.noun, subject.names, seen, tuple(notes))
+    return Photos(photos.captioned(captions), subject.noun, subject.names, prompt, seen, tuple(notes))
 
 
 def _cut_out(photos: CaptionedImages, names: Sequence[str], matting: Matting) -> tuple[CaptionedImages, list[str]]:

@@ -129,7 +129,9 @@ class Translated:
         """Read what `save` wrote."""
         account = json.loads((folder / "attempts.json").read_text("utf-8"))
         settings = account["config"]
-        settings |= {"sampling": SamplingConfig(**settings["sampling"]), "background": tuple(settings["background"])}
+        sampling = settings["sampling"]
+        sampling |= {"frame": None if sampling["frame"] is None else tuple(sampling["frame"])}
+        settings |= {"sampling": SamplingConfig(**sampling), "background": tuple(settings["background"])}
         attempts = tuple(Attempt(**row) for row in account["attempts"])
         pictures = [(read_image(folder / "attempts" / _file(a)) * 255).round().to(torch.uint8) for a in attempts]
         views = Views.load(folder / "views")

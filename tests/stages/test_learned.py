@@ -107,11 +107,19 @@ def test_sides_are_sampled_from_the_same_noise(stage):
 
 
 def test_photos_survive_the_disk(tmp_path):
-    photos = Photos(discs(True).photos, "ball", tuple("abc"), ("front",) * 3, ("a note",))
+    photos = Photos(discs(True).photos, "ball", tuple("abc"), PLAIN, ("front",) * 3, ("a note",))
     photos.save(tmp_path)
     again = Photos.load(tmp_path)
     assert (again.noun, again.names, again.sides, again.notes) == ("ball", tuple("abc"), ("front",) * 3, ("a note",))
+    assert again.prompt == PLAIN and again.class_prompt == "a photo of a ball"
     assert torch.equal(again.pictures.pixels, photos.pictures.pixels)
+
+
+def test_the_wording_can_be_that_of_the_prior(stage):
+    photos = prepare_photos(discs(True), PhotosConfig(prompt="a [v] {noun}"), 32, None, run=stage)
+    assert photos.pictures.captions == ("a [v] ball",) * 3 and photos.class_prompt == "a ball"
+    with pytest.raises(UserError, match="photos.prompt"):
+        PhotosConfig(prompt="a {noun}")
 
 
 def test_a_margin_is_a_share():
