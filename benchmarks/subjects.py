@@ -69,6 +69,8 @@ VARIANTS = {
     "multi-view": "--guidance recon --guidance.guidance-scale 3 --guidance.rescale 0.5",
     "surface": "--final-scene surface --final-scene.samples.value 96",
     "warm-start": "--warm-start",
+    "empty-start": "--first-views none",
+    "one-stage-empty": "--variant one-stage --first-views none",
 }
 """Name -> options. The first learns the subject; two-stage is the method without stage 2."""
 PLAIN = re.compile(r"a \[v\] \w+")

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 
 from maquette.asset import Asset, Mesh
-from maquette.cameras import Cameras, OrbitSampler, fit_distance, from_angles
+from maquette.cameras import Cameras, OrbitSampler, fit_distance, from_angles, orbit
 from maquette.errors import UserError
 from maquette.evaluation.published import ClipEncoder
 from maquette.fields.background import FlatBackgroundConfig
@@ -55,7 +55,7 @@ from maquette.stages.learned import (
     sample_sides,
 )
 from maquette.stages.likeness import OwnEncoder, PictureEncoder
-from maquette.stages.look import SamplingConfig
+from maquette.stages.look import SamplingConfig, sample_from_words
 from maquette.stages.objectives import (
     Distillation,
     DistillationConfig,
@@ -70,6 +70,8 @@ from maquette.stages.translate import TranslateConfig, Translated, translate_vie
 from maquette.stages.weak import WeakConfig, WeakReconstruction
 from maquette.subjects import CaptionedImages, Subject
 from maquette.wording import require_subject, view_captions
+
+S = TypeVar("S", bound=VolumeScene | SurfaceScene)
 
 CITATION = (
     "Amit Raj, Srinivas Kaza, Ben Poole, Michael Niemeyer, Nataniel Ruiz, Ben Mildenhall, Shiran Zada, Kfir Aberman, "
@@ -118,6 +120,27 @@ class PseudoViews:
 
 
 @dataclass(frozen=True)
+class FirstViews:
+    """Four views that a multi-view prior draws of the caption, with cameras; a field begins as a fit of them.
+
+    Not in the paper, whose prior knows no cameras.
+    """
+
+    sampling: SamplingConfig = SamplingConfig()
+    """How they are drawn."""
+    frames: tuple[tuple[float, float, float], ...] = ((1.0, 1.0, 1.0),)
+    """Background colours to hold along the borders, tried in order until the object shows."""
+    elevation: float = 5.0
+    """Degrees above the horizon."""
+    fovy: float = 40.0
+    """Vertical field of view that the views are taken to have, degrees."""
+    photometric: PhotometricConfig = PhotometricConfig(mask=Constant(0.5))
+    """How the field is compared with them."""
+    fit: FitConfig = FitConfig(steps=200, rate=Linear(1.0, 0.1))
+    """Optimisation of the beginning."""
+
+
+@dataclass(frozen=True)
 class MultiviewConfig:
     """Stage 3a: the partial model goes on with pseudo views and photos."""
 
@@ -161,6 +184,8 @@ class Config:
     """Cameras of the distillation."""
     distillation: DistillationConfig = DistillationConfig()
     """Schedules, light and regularisers of the distillation."""
+    first_views: FirstViews | None = None
+    """Begin every field with views that its own model draws (nano only)."""
     scene: VolumeConfig = VolumeConfig()
     """The first radiance field."""
     initial_fit: FitConfig = FitConfig()
@@ -205,7 +230,7 @@ def dreambooth3d(subject: Subject | LearnedSubject, caption: str, config: Config
     partial, full = prior.adapted(learned.partial), prior.adapted(learned.full)
     if config.samples:
         models = {"base": prior, "partial": partial, "full": full}
-        run.stage("samples", sample_sides, models, learned.photos.subject.instance_prompt, config.samples,
+        run.stage("samples", sample_sides, models, learned.photos.prompt, config.samples,
                   config.sampling)  # fmt: skip
 
     if config.variant == "latent-nerf":
@@ -228,7 +253,10 @@ def dreambooth3d(subject: Subject | LearnedSubject, caption: str, config: Config
     multiview = learn_sides(prior, learned, pseudo, caption, config, run)
 
     # Stage 3b: a second field, by score distillation and a weak reconstruction of the pseudo views (equation 4).
-    scene = initial if initial is not None and config.warm_start else new_scene(config, run)
+    if initial is not None and config.warm_start:
+        scene: VolumeScene | SurfaceScene = initial
+    else:
+        scene = begun(new_scene(config, run), multiview, caption, "final", config, run)
     objectives: list[Distillation | WeakReconstruction] = [distil(multiview, caption, config)]
     balance = None
     if pseudo is not None and config.reconstruction is not None:
@@ -265,7 +293,7 @@ def learn_subject(
     photos: Photos = run.stage("photos", prepare_photos, subject, config.photos, prior.codec.image_size, encoder)
     others = None
     if config.class_pictures is not None:
-        others = run.stage("class_pictures", class_images, prior, [subject.class_prompt], config.class_pictures)
+        others = run.stage("class_pictures", class_images, prior, [photos.class_prompt], config.class_pictures)
     states = run.stage("dreambooth", personalize, prior, photos.pictures, others, config.personal)
     first, last = min(states), max(states)
     if config.choose is not None:
@@ -287,8 +315,23 @@ def distil(model: AdaptablePrior, caption: str, config: Config) -> Distillation:
 
 def first_field(teacher: AdaptablePrior, caption: str, config: Config, run: Run) -> VolumeScene:
     """A field by plain score distillation."""
-    scene = VolumeScene(config.scene, seed=run.seed)
+    scene = begun(VolumeScene(config.scene, seed=run.seed), teacher, caption, "initial", config, run)
     return run.stage("initial_field", fit, scene, [distil(teacher, caption, config)], config.initial_fit)
+
+
+def begun(scene: S, teacher: AdaptablePrior, caption: str, name: str, config: Config, run: Run) -> S:
+    """The scene fitted to first views of its teacher, where the config wants them."""
+    first = config.first_views
+    if first is None:
+        return scene
+    if not isinstance(teacher, MultiViewPrior):
+        raise UserError(f"{config.prior} draws single pictures, not views with cameras; leave --first-views none")
+    size = teacher.codec.image_size
+    cameras = orbit(teacher.num_views or 4, elevation=first.elevation, fovy=first.fovy, height=size, width=size)
+    views = run.stage(f"{name}_views", sample_from_words, teacher, Prompt(None, caption), cameras, first.sampling,
+                      first.frames)  # fmt: skip
+    target = Photometric(views, first.photometric, name="views")
+    return run.stage(f"{name}_start", fit, scene, [target], first.fit)
 
 
 def translated(
@@ -326,7 +369,7 @@ def learn_sides(
         # Where photos are cut out, pseudo views are too, so that one half does not bring a background along.
         views = pseudo.views if pictures.masks is None else pseudo.cut_out()
         captions = {
-            "instance": (learned.photos.subject.instance_prompt,) * len(views),
+            "instance": (learned.photos.prompt,) * len(views),
             "context": (caption,) * len(views),
             "context and view": view_captions(caption, views.cameras),
         }[config.multiview.captions]
@@ -418,26 +461,33 @@ def nano(quality: Literal["draft", "default", "high"] = "default") -> Config:
         adapter=Full(), steps=learning_steps, keep=(learning_steps // 2,), batch=4, learning_rate=5e-4
     )
     scene = VolumeConfig(background=FlatBackgroundConfig(), samples=Constant(96))
+    # Gently: what the first views settled, a noisy guidance would carve up again.
     fitting = FitConfig(
-        steps=steps, encoding_rate=0.02, network_rate=0.005, rate=Linear(1.0, 0.1), total_variation=Constant(1.0)
+        steps=steps, encoding_rate=0.03, network_rate=0.003, rate=Linear(0.3, 0.03), total_variation=Constant(2.0)
     )
+    white = replace(quick, frame=(1.0, 1.0, 1.0))
     return Config(
         prior="nano",
         encoder="own",
-        photos=PhotosConfig(cut_out="auto", margin=0.15),
-        class_pictures=ClassImagesConfig(count=8, sampling=quick, batch=8),
+        photos=PhotosConfig(cut_out="auto", margin=0.15, prompt="a [v] {noun}"),
+        class_pictures=ClassImagesConfig(count=8, sampling=white, batch=8),
         personal=learning,
-        sampling=quick,
+        sampling=white,
+        first_views=FirstViews(
+            sampling=quick,
+            frames=((1.0, 1.0, 1.0), (0.0, 0.0, 0.0)),
+            fit=replace(fitting, steps=100 if quality == "draft" else 200, rate=Linear(1.0, 0.1)),
+        ),
         guidance=ViewTextConfig(omega=1.5, lambda_=1.0, front=45.0),
         cameras=OrbitSampler(elevation=(-5.0, 40.0), fovy=(40.0, 40.0), distance=(distance, distance), num_views=4),
         distillation=DistillationConfig(
-            noise_range=NoiseRange(low=Linear(0.5, 0.1, 0.8), high=Linear(0.95, 0.6, 0.8)),
+            noise_range=NoiseRange(low=Linear(0.3, 0.1, 0.8), high=Linear(0.8, 0.5, 0.8)),
             resolution=Constant(32),
             scenes=Constant(1),
             weight=Constant(1e-3),
             random_background=0.0,
             shading=ShadingConfig(begin=1.0),
-            regularizers=Regularizers(sparsity=Constant(10.0), opaque=Linear(0.0, 10.0)),
+            regularizers=Regularizers(sparsity=Constant(3.0), opaque=Linear(0.0, 10.0)),
         ),
         scene=scene,
         final_scene=scene,
@@ -445,7 +495,9 @@ def nano(quality: Literal["draft", "default", "high"] = "default") -> Config:
         fit=fitting,
         pseudo_views=PseudoViews(
             elevations=(5.0, 15.0, 30.0), fovy=40.0, distance=distance, size=64,
-            translate=TranslateConfig(strength=0.8, sampling=quick, candidates=2, retries=1),
+            # The small encoder tells neither likeness nor sides well enough to refuse by it; it only takes the better.
+            translate=TranslateConfig(strength=0.8, sampling=quick, candidates=2, retries=1, min_mask_iou=0.4,
+                                      keep_likeness=False, refuse_fronts=False),
         ),
         multiview=MultiviewConfig(personal=replace(learning, steps=learning_steps // 2, keep=())),
         reconstruction=WeakConfig(resolution=Constant(32), count=2),

@@ -14,7 +14,7 @@ from maquette.fields.radiance import RadianceConfig
 from maquette.fields.surface import SurfaceFieldConfig
 from maquette.guidance.recon import ReconConfig
 from maquette.methods import dreambooth3d as method
-from maquette.methods.dreambooth3d import Config, PseudoViews, dreambooth3d, nano, paper
+from maquette.methods.dreambooth3d import Config, FirstViews, PseudoViews, dreambooth3d, nano, paper
 from maquette.priors.adapters import Full
 from maquette.priors.hub import save_prior
 from maquette.rendering.sampling import OccupancyConfig
@@ -23,7 +23,9 @@ from maquette.rendering.surface import SurfaceConfig
 from maquette.run import Run
 from maquette.schedules import Constant
 from maquette.stages.choose import ChooseConfig
+from maquette.stages.fit import FitConfig
 from maquette.stages.learned import find_learned
+from maquette.stages.look import SamplingConfig
 from maquette.subjects import CaptionedImages, Subject
 from tests.priors.tiny import tiny_config, tiny_prior
 
@@ -101,7 +103,8 @@ def quick(package: Path) -> Config:
     fit = replace(whole.fit, steps=2, checkpoint_seconds=0.0)
     learning = replace(whole.personal, steps=2, keep=(1,), batch=1, checkpoint_seconds=0.0)
     return replace(
-        whole, weights=package, samples=0, sampling=few, personal=learning, scene=scene, final_scene=scene,
+        whole, weights=package, samples=0, first_views=None, sampling=few, personal=learning,
+        scene=scene, final_scene=scene,
         class_pictures=replace(whole.class_pictures, count=2, sampling=few), initial_fit=fit, fit=fit,
         distillation=replace(whole.distillation, resolution=Constant(16)),
         pseudo_views=replace(
@@ -127,6 +130,10 @@ VARIANTS = {
     "without stage 2": ({"pseudo_views": None}, STAGE_3),
     "without reconstruction": ({"reconstruction": None}, STAGE_1 | STAGE_2 | STAGE_3),
     "warm start": ({"warm_start": True}, STAGE_1 | STAGE_2 | STAGE_3),
+    "first views": (
+        {"first_views": FirstViews(SamplingConfig(steps=2), fit=FitConfig(steps=2))},
+        STAGE_1 | STAGE_2 | STAGE_3 | {"initial_views", "initial_start", "final_views", "final_start"},
+    ),
     "a surface": ({"final_scene": SURFACE}, STAGE_1 | STAGE_2 | STAGE_3),
     "a multi-view prior": ({"guidance": ReconConfig()}, STAGE_1 | STAGE_2 | STAGE_3),
     "chosen checkpoints": (
