@@ -18,6 +18,7 @@ from torch import Tensor
 
 from maquette.diffusion.clip_pixels import clip_pixels, resize_levels, to_levels
 from maquette.errors import UserError
+from maquette.run.fingerprints import fingerprint
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -35,6 +36,11 @@ class ClipEncoder:
         self._model = _load(transformers.CLIPModel, Path(folder)).to(device)
         self._tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
         self._size = int(self._model.config.vision_config.image_size)
+        self._folder = Path(folder)
+
+    def fingerprint(self) -> str:
+        """That of the model's files, for stages that ask this encoder."""
+        return fingerprint((self.name, self._folder))
 
     @torch.no_grad()
     def embed_images(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:

@@ -11,6 +11,7 @@ import torch
 
 from maquette import cli
 from maquette.asset import Asset, Mesh
+from maquette.cameras import orbit
 from maquette.errors import UserError
 from maquette.evaluation.stand_ins import ACCOUNT, StandIn, backdrop, make_stand_in
 from maquette.evaluation.subject import (
@@ -23,10 +24,12 @@ from maquette.evaluation.subject import (
     further_fronts,
     mean_of,
     read_captions,
+    reads_sides,
+    sameness,
     turned_about_vertical,
 )
 from maquette.evaluation.truth import Protocol
-from maquette.images import read_image
+from maquette.images import Views, read_image
 from maquette.matting import cut_out
 from maquette.subjects import CaptionedImages, read_subject
 from tests.support.finished_run import pawn
@@ -70,15 +73,32 @@ def bright(values) -> torch.Tensor:
     return torch.tensor(values)[:, None, None, None].expand(-1, 3, 4, 4)
 
 
+def spheres(values) -> Views:
+    """A disc from all around, each view of one grey."""
+    y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
+    mask = ((x - 15.5) ** 2 + (y - 15.5) ** 2 < 144).float().expand(len(values), 1, 32, 32)
+    images = torch.tensor(values)[:, None, None, None].expand(-1, 3, 32, 32).contiguous()
+    return Views(images, mask.contiguous(), orbit(len(values), height=32, width=32))
+
+
 def test_a_second_front_is_counted_and_the_first_is_not():
-    one = bright([0.9, 0.7, 0.5, 0.3, 0.2, 0.15, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7])
-    two = bright([0.9, 0.7, 0.5, 0.3, 0.5, 0.7, 0.88, 0.7, 0.5, 0.3, 0.5, 0.7])
-    assert further_fronts(Stripes(), one, "a cup", SMALL) == []
-    assert further_fronts(Stripes(), two, "a cup", SMALL) == [180.0]
-    assert further_fronts(Stripes(), two, "a cup", replace(SMALL, janus_likeness=0.9999)) == []
+    one = spheres([0.9, 0.7, 0.5, 0.3, 0.2, 0.15, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7])
+    two = spheres([0.9, 0.7, 0.5, 0.3, 0.5, 0.7, 0.88, 0.7, 0.5, 0.3, 0.5, 0.7])
+    assert further_fronts(one, SMALL) == []
+    assert further_fronts(two, SMALL) == [180.0]
+    assert further_fronts(two, replace(SMALL, janus_sameness=0.99)) == []
     # An encoder that reads sides is asked whether it is a front at all.
-    assert further_fronts(Sides(front=0.9, side=0.1), two, "a cup", SMALL) == [180.0]
-    assert further_fronts(Sides(front=0.1, side=0.9), two, "a cup", SMALL) == []
+    assert further_fronts(two, SMALL, Sides(front=0.9, side=0.1), "a ball") == [180.0]
+    assert further_fronts(two, SMALL, Sides(front=0.1, side=0.9), "a ball") == []
+    assert reads_sides([Stripes()]) is None and isinstance(reads_sides([Stripes(), Texts()]), Texts)
+
+
+def test_sameness_is_outline_and_colour():
+    views = spheres([0.5, 0.5, 0.6, 0.9])
+    assert sameness(views).tolist() == pytest.approx([1.0, 1.0, 0.6, 0.0], abs=0.02)
+    masks = views.masks.clone()
+    masks[1, :, :, :16] = 0
+    assert float(sameness(Views(views.images, masks, views.cameras))[1]) == pytest.approx(0.5, abs=0.03)
 
 
 def test_the_own_caption_stands_first_and_once():
@@ -95,6 +115,7 @@ def test_a_turned_object_is_found_and_measured(tmp_path):
     figures = against_truth(turned, account, SMALL)
     assert figures["turn"] == pytest.approx(60.0)
     assert figures["turned_psnr"] > figures["psnr"] + 3 and figures["turned_volume_iou"] > 0.9
+    assert figures["janus_truth"] == 0
 
 
 def test_stand_ins_are_photos_that_a_person_could_have_taken(tmp_path):
