@@ -17,12 +17,13 @@ from tests.priors.tiny import tiny_config, tiny_prior
 
 PHOTOS = 3
 QUICK = (
-    "--quality draft --steps 2 --personal.steps 2 --personal.keep 1 --personal.batch 1 --multiview.personal.steps 1 "
+    "--quality draft --steps 2 --first-views none "
+    "--personal.steps 2 --personal.keep 1 --personal.batch 1 --multiview.personal.steps 1 "
     "--multiview.personal.batch 1 --class-pictures.count 2 --sampling.steps 2 --samples 1 "
     "--class-pictures.sampling.steps 2 --pseudo-views.count 3 --pseudo-views.size 16 --scene.samples.value 24 "
     "--pseudo-views.translate.sampling.steps 2 --pseudo-views.translate.retries 0 "
-    "--pseudo-views.translate.min-mask-iou 0 --pseudo-views.translate.no-keep-likeness "
-    "--pseudo-views.translate.no-refuse-fronts --mesh.resolution 16 --mesh.texture-size 64 --mesh.unwrap-seconds 0 "
+    "--pseudo-views.translate.min-mask-iou 0 "
+    "--mesh.resolution 16 --mesh.texture-size 64 --mesh.unwrap-seconds 0 "
     "--distillation.resolution.value 16 --reconstruction.resolution.value 16 --personal.checkpoint-seconds 0 "
     "--multiview.personal.checkpoint-seconds 0 --initial-fit.checkpoint-seconds 0 --fit.checkpoint-seconds 0"
 ).split()
@@ -75,6 +76,8 @@ def test_broken_off_in_every_stage_the_object_has_the_same_bytes(maquette, place
         assert (whole / name).stat().st_size > 0, name
     assert sorted(path.name for path in (whole / "stages").iterdir()) == sorted(STAGES)
     assert "about" in error and "the object, for any 3D viewer" in out
+    sides = json.loads((whole / "stages" / "photos" / "result" / "photos.json").read_text())["sides"]
+    assert ("seem to show" in error) == (len(set(sides)) == 1)
     attempts = json.loads((whole / "stages" / "pseudo_views" / "result" / "attempts.json").read_text())["attempts"]
     assert [entry["caption"] for entry in attempts if entry["accepted"]][0] == "a [v] kite in the snow, front view"
     assert all(entry["reason"] for entry in attempts)
