@@ -169,6 +169,7 @@ DREAMBOOTH3D_PRESETS: tuple[tuple[str, str, str], ...] = (
     ("reconstruction.mask", "not mentioned", "0"),
     ("balance.share", "a fixed weight, not given", "0.3, to 0.05 at the end"),
     ("warm_start", "not mentioned", "no"),
+    ("first_views", "–", "–"),
 )
 
 
