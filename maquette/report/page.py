@@ -180,7 +180,8 @@ def _views_section(run: RunRecord, views: Views | None, mesh: Mesh | None) -> st
         return ""
     rows: list[tuple[str, str, list[str]]] = []
     if views is not None:
-        rows.append(("Imagined", "by the prior, from the picture", view_uris(views)))
+        source = "the words" if run.method in ("text", "views") and "image" not in run.inputs else "the picture"
+        rows.append(("Imagined", f"by the prior, from {source}", view_uris(views)))
         rows += _same_sides(run, len(views))
     if mesh is not None:
         sides = look_at_sides(mesh, cameras)
