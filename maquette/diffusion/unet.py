@@ -307,10 +307,13 @@ def mixture_table(data_deviation: float) -> Float[Tensor, "2 T"]:
     so that F has a target of unit variance at every step and errors of F count least where little is hidden. A network
     that puts out x0 itself must first learn to pass its input on, through a stem narrower than a patch.
     """
-    clean = NoiseSchedule.scaled_linear().alphas_cumprod
-    alpha, sigma, s = clean.sqrt(), (1 - clean).sqrt(), data_deviation
-    total = (s * alpha).square() + sigma.square()
-    return torch.stack([s**2 * alpha / total, s * sigma / total.sqrt()]).float()
+    wanted = torch.get_default_device()
+    with torch.device("cpu"):  # a schedule checks its numbers, and a network built without any ("meta") has none
+        clean = NoiseSchedule.scaled_linear().alphas_cumprod
+        alpha, sigma, s = clean.sqrt(), (1 - clean).sqrt(), data_deviation
+        total = (s * alpha).square() + sigma.square()
+        table = torch.stack([s**2 * alpha / total, s * sigma / total.sqrt()]).float()
+    return table.to(wanted)
 
 
 def concatenate_prompt(
