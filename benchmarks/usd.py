@@ -11,8 +11,8 @@ PART is one of
 For each object of the folder (a data pack's val; the first N with a front, shuffled by the seed) the variants of a part
 share one run folder, in which stages that do not differ are made once. Figures are those of the object benchmark and
 are kept one file a variant: the same command goes on where it was stopped, and prints a Markdown table of all that is
-there. `--shard 0/2` and `--shard 1/2` in two processes share the objects out. Ground truth, the elevation included,
-never reaches the method.
+there. `--shard 0/2` and `--shard 1/2` in two processes share the objects out. Ground truth never reaches the method,
+apart from the elevation with `--given`.
 
 `--base guided` takes away what holds nano's field to the sampled views after the warm start, and lets the guidance
 move it further: with nano's own settings these views and the picture decide more than the guidance does.
@@ -108,16 +108,16 @@ def base_config(options: argparse.Namespace) -> usd.Config:
     return config
 
 
-def reconstruct(truth: Truth, folder: Path, base: usd.Config, variants: Mapping[str, Change], seed: int) -> None:
-    """Make and measure what is still missing of an object's variants."""
-    missing = [name for name in variants if not figures_file(folder, name).exists()]
-    if not missing:
-        return
-    inputs = {"prompt": fingerprint(truth.prompt)}
-    for name in missing:
+def reconstruct(
+    truth: Truth, folder: Path, base: usd.Config, variants: Mapping[str, Change], seed: int, given: bool
+) -> None:
+    """Make and measure variants of an object."""
+    camera = CameraEstimate(0.0, truth.protocol.elevation, 1.0, 0.0, True) if given else None
+    inputs = {"prompt": fingerprint(truth.prompt), "given": given}
+    for name in variants:
         with Run.open(folder / "run", config=base, seed=seed, method="usd", inputs=inputs, quiet=True) as run:
             began, processor = time.perf_counter(), time.process_time()
-            asset = usd.usd(Prompt(truth.prompt), variants[name](base), run)
+            asset = usd.usd(Prompt(truth.prompt, camera=camera), variants[name](base), run)
             spent = {"seconds": time.perf_counter() - began, "processor": time.process_time() - processor}
         asset.save(figures_file(folder, name).with_suffix(".glb"))
         cameras = truth.protocol.circle(4, 20.0, 128, azimuth=30.0)
@@ -183,33 +183,36 @@ def report(folder: Path, name: str) -> None:
 
 
 def table(out: Path, ids: list[str], columns: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
-    """Means over the objects that have every variant, as Markdown and as data, with the paired difference in the first
-    column from the variant "usd" where there is one (95 % bootstrap intervals).
+    """Means over the objects that have every variant, as Markdown and as data, with the paired difference of the first
+    figure from the variant "usd" where there is one (95 % bootstrap intervals).
     """
     found = {id: {p.stem: json.loads(p.read_text("utf-8")) for p in (out / id).glob("*.json")} for id in ids}
     names = sorted(
         {name for variants in found.values() for name in variants}, key=lambda name: list(map(str, ORDER)).index(name)
     )
     whole = [id for id in ids if names and all(name in found[id] for name in names)]
-    lines = [f"| {len(whole)} objects | " + " | ".join(columns) + f" | {columns[0]} against usd |"]
-    lines.append("| --- " * (len(columns) + 2) + "|")
+    compared = "usd" in names
+    last = [f"{columns[0]} against usd"] if compared else ["median error"] if "error" in columns else []
+    lines = ["| " + " | ".join([f"{len(whole)} objects", *columns, *last]) + " |"]
+    lines.append("| --- " * (1 + len(columns) + len(last)) + "|")
     data: dict[str, Any] = {"objects": whole, "variants": {}}
     for name in names if whole else []:
         values = {c: torch.tensor([found[id][name][c] for id in whole], dtype=torch.float64) for c in columns}
         means = {c: float(value.mean()) for c, value in values.items()}
-        beside = "–"
-        if "usd" in names and name != "usd":
+        beside = ["–"] if compared else []
+        if compared and name != "usd":
             usual = torch.tensor([found[id]["usd"][columns[0]] for id in whole], dtype=torch.float64)
             difference = values[columns[0]] - usual
             low, high = bootstrap_interval(difference, 0)
-            beside = f"{float(difference.mean()):+.2f} [{low:+.2f}, {high:+.2f}]"
+            beside = [f"{float(difference.mean()):+.2f} [{low:+.2f}, {high:+.2f}]"]
             data["variants"][name] = {"mean": means, "difference": [float(difference.mean()), low, high]}
         else:
             data["variants"][name] = {"mean": means}
         if "error" in columns:
-            data["variants"][name]["median error"] = float(values["error"].median())
-        cells = " | ".join(f"{means[c]:.3f}" if c != "psnr" else f"{means[c]:.2f}" for c in columns)
-        lines.append(f"| {name} | {cells} | {beside} |")
+            median = data["variants"][name]["median error"] = float(values["error"].median())
+            beside = [f"{median:.1f}"]
+        cells = [f"{means[c]:.3f}" if c != "psnr" else f"{means[c]:.2f}" for c in columns]
+        lines.append("| " + " | ".join([name, *cells, *beside]) + " |")
     return "\n".join(lines), data
 
 
@@ -224,7 +227,7 @@ def main(options: argparse.Namespace) -> None:
     rows = choose_objects(options.folder, ObjectBenchmark(limit=options.limit, seed=options.seed))
     base = base_config(options)
     shard, shards = (int(part) for part in options.shard.split("/"))
-    part = options.part if options.base == "nano" else f"{options.part}-{options.base}"
+    part = "-".join([options.part, *([options.base] if options.base != "nano" else []), *["given"] * options.given])
     # The estimates at all elevations of an object stand beside each other; other parts have a folder an elevation.
     out = options.out / (part if options.part == "elevation" else f"{part}-{options.elevation:g}-{options.quality}")
     for index, row in enumerate(rows):
@@ -236,11 +239,15 @@ def main(options: argparse.Namespace) -> None:
             for elevation in TRUE_ELEVATIONS:
                 estimate(mesh, elevation, folder, base, options.seed)
             continue
+        everything = MAIN if options.part == "main" else SWEEPS
+        missing = {name: change for name, change in everything.items() if not figures_file(folder, name).exists()}
+        if options.part != "views" and not missing:
+            continue
         truth = Truth.of(mesh, Protocol(elevation=options.elevation), options.seed, row["id"])
         if options.part == "views":
             sample_views(truth, folder, base, options.seed)
         else:
-            reconstruct(truth, folder, base, MAIN if options.part == "main" else SWEEPS, options.seed)
+            reconstruct(truth, folder, base, missing, options.seed, options.given)
     columns = {"views": ("psnr", "ssim", "perceptual", "silhouette_iou"), "elevation": ("found", "error", "reliable")}
     text, data = table(out, [row["id"] for row in rows], columns.get(options.part, (*FIGURES, "processor")))
     write_json(out / "table.json", data)
@@ -257,6 +264,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/usd"), help="folder for figures, pictures and runs")
     parser.add_argument("--limit", type=int, default=12, help="objects")
     parser.add_argument("--elevation", type=float, default=30.0, help="of the prompt's camera, degrees")
+    parser.add_argument("--given", action="store_true", help="tell the method the elevation")
     parser.add_argument("--quality", choices=("draft", "default", "high"), default="draft")
     parser.add_argument("--base", choices=("nano", "guided"), default="nano", help="what variants start from")
     parser.add_argument("--weights", type=Path, help="another package of the view prior")
