@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 
+from maquette.priors.placement import Placement, Precision
 from maquette.run.memory import gib
 from maquette.run.progress import duration
 
@@ -105,15 +106,17 @@ def device_name(device: torch.device) -> str:
     return f"cpu ({name}), {torch.get_num_threads()} threads"
 
 
-def describe_cost(config: Any, device: torch.device, rows: Sequence[Row] | None = None) -> str:
+def describe_cost(
+    config: Any, device: torch.device, rows: Sequence[Row] | None = None, precision: Precision = "auto"
+) -> str:
     """Expected time and memory of a config's run on a device, as text; "not measured" where the table has no row."""
     rows = measured_rows() if rows is None else rows
     name, prior = device_name(device), str(config.prior)
-    precision = "float16" if device.type == "cuda" else "float32"
-    lines = [f"prior {prior} in {precision} on {name}"]
+    kind = str(Placement(precision).dtype(device)).removeprefix("torch.")
+    lines = [f"prior {prior} in {kind} on {name}"]
     seconds, memory, lacking = 0.0, 0, False
     for need in needs_of(config):
-        row = need.row(rows, name, prior, precision)
+        row = need.row(rows, name, prior, kind)
         if row is None:
             lacking = True
             lines.append(f"  {need!s:<34} {need.count:>6} x  not measured")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,7 @@ def run(arguments: list[str]) -> int:
     """Make the object."""
     options, config = read_options(arguments)
     if options.estimate:
-        print_cost(Method("dreambooth3d", ABOUT, configure, _never, estimate), config, options.device)
+        print_cost(Method("dreambooth3d", ABOUT, configure, _never, estimate), config, options)
         return 0
     subject = read_input(options, config)
     noun = subject.photos.noun if isinstance(subject, LearnedSubject) else subject.noun
@@ -172,8 +173,8 @@ def check_words(caption: str, noun: str, config: Config) -> None:
 
 
 def keep_photos(subject: Subject | LearnedSubject, run: Run) -> None:
-    """Write prompt.png, all photos side by side."""
+    """Write prompt.png, all photos in a square."""
     pictures = subject.photos.pictures if isinstance(subject, LearnedSubject) else subject.photos
     shown = pictures.composite(range(len(pictures)), torch.ones(len(pictures), 3))
     with atomic_path(run.folder / "prompt.png") as temporary:
-        save_image(temporary, sheet(shown, gap=4))
+        save_image(temporary, sheet(shown, columns=math.ceil(math.sqrt(len(shown))), gap=4))

@@ -133,18 +133,18 @@ def print_estimate(method: Method, arguments: list[str]) -> int:
         if not str(error).startswith("IMAGE is missing"):
             raise
         options, config = read_options(method, [*arguments, "IMAGE"])
-    print_cost(method, config, options.device)
+    print_cost(method, config, options)
     return 0
 
 
-def print_cost(method: Method, config: Any, device: str) -> None:
-    """Print the time and memory that a config takes, as far as measured."""
+def print_cost(method: Method, config: Any, options: Any) -> None:
+    """Print the time and memory that a config takes, as far as measured; of `options` the device and the precision."""
     seconds, memory = method.estimate(config)
-    where = resolve_device(device)
+    where = resolve_device(options.device)
     if seconds and where.type == "cpu":
         print(f"time: about {duration(seconds)} on two CPU cores\nmemory: about {gib(memory + LIBRARIES)}")
     else:
-        print(describe_cost(config, where))
+        print(describe_cost(config, where, precision=getattr(options, "precision", "auto")))
 
 
 def read_options(method: Method, arguments: list[str], options: type[Options] = Options) -> tuple[Options, Any]:

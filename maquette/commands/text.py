@@ -114,7 +114,7 @@ def _estimate(arguments: list[str]) -> int:
         if not str(error).startswith("TEXT is missing"):
             raise
         options, config = read_options([*arguments, "TEXT"])
-    print_cost(METHOD, config, options.device)
+    print_cost(METHOD, config, options)
     return 0
 
 

@@ -78,7 +78,7 @@ def run(arguments: list[str]) -> int:
     method = replace(METHOD, config=partial(configure_views, prior=value_of(arguments, "--prior")))
     options, config = read_options(method, arguments, ViewsOptions)
     if options.estimate:
-        print_cost(method, config, options.device)
+        print_cost(method, config, options)
         return 0
     caption = " ".join(options.caption.split())
     if options.image is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from maquette import cli
 from maquette.commands.text import check_vocabulary
@@ -15,6 +16,8 @@ QUICK = (
     "--quality draft --first-views.sampling.steps 2 --steps 2 --scene.samples.value 24 --scene.occupancy.resolution 16 "
     "--distillation.resolution.value 16 --mesh.resolution 16 --mesh.texture-size 64 --mesh.unwrap-seconds 0"
 ).split()
+
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +71,8 @@ def test_words_make_a_run_folder_and_the_same_command_keeps_it(maquette, weights
         (["a barrel", "--prior", "mvdraem"], ["there is no prior 'mvdraem'"]),
         (["a barrel", "--prior", "mvdream"], ["maquette models fetch mvdream"]),
         (["a barrel", "--prior", "sd"], ["maquette models fetch stable-diffusion-2.1-base"]),
+        pytest.param(["a barrel", "--device", "cuda"], ["this PyTorch finds no GPU"], marks=NO_GPU),
+        (["a barrel", "--device", "cpu", "--precision", "float16"], ["float16 is for a GPU"]),
         (["a barrel", "--steps", "0"], ["--steps", "at least 1, got 0"]),
         (["a barrel", "--cameras.fovyy", "1"], ["no option --cameras.fovyy", "--cameras.fovy"]),
         (["a barrel", "--warm-start", "none", "--keep-views", "none", "--first-views", "nono"], ["--first-views"]),
@@ -92,6 +97,7 @@ def test_unknown_words_are_named(capsys):
     [
         ([], ["time: about", "on two CPU cores", "memory: about"]),
         (["--prior", "mvdream"], ["prior mvdream", "distillation (8 views, 64 px)", "5000 x", "not measured"]),
+        (["--prior", "mvdream", "--precision", "bfloat16"], ["prior mvdream in bfloat16"]),
         (["--preset", "paper"], ["prior mvdream", "distillation (4 views, 256 px)"]),
         (["--prior", "sd"], ["prior sd", "distillation (4 views, 64 px)", "15000 x"]),
         (["--preset", "usd"], ["distillation (1 views, 512 px)", "25000 x"]),
