@@ -21,6 +21,9 @@ from maquette.fields.normals import (
     normals_from_gradient,
 )
 
+CORNER = 3**0.5
+"""Distance of the cube's corners from its middle."""
+
 
 @dataclass(frozen=True)
 class LinearBlob:
@@ -87,10 +90,16 @@ class RadianceConfig:
     """Factor on the activation: large ones let a small network make hard surfaces quickly."""
     hidden: int = 64
     """Width of the hidden layer of each network."""
+    radius: float = 2.0
+    """There is nothing farther from the origin than this, scene units: floaters gather where few views look. The cube's
+    corners are 1.74 away.
+    """
     normals: NormalsConfig = AnalyticNormals()
     """How normals are found."""
 
     def __post_init__(self) -> None:
+        if not self.radius > 0:
+            raise UserError(f"a field needs radius > 0, got {self.radius}")
         if self.hidden < 1 or not self.density_scale > 0:
             raise UserError(
                 f"a field needs hidden >= 1 and density_scale > 0, got {self.hidden} and {self.density_scale}"
@@ -166,6 +175,9 @@ class RadianceField(nn.Module):
     def _density(self, features: Tensor, positions: Tensor) -> Tensor:
         raw = self.density_network(features) + self.config.bias(positions)
         activated = F.softplus(raw) if self.config.activation == "softplus" else truncated_exp(raw)
+        if self.config.radius < CORNER:
+            within = torch.linalg.vector_norm(positions.detach(), dim=-1, keepdim=True) <= self.config.radius
+            activated = activated * within
         return self.config.density_scale * activated
 
 

@@ -19,6 +19,7 @@ import torch
 from maquette.asset import Asset, Mesh
 from maquette.cameras import Cameras, OrbitSampler, fit_distance, orbit
 from maquette.errors import UserError
+from maquette.fields.radiance import RadianceConfig
 from maquette.guidance.base import NoiseRange
 from maquette.guidance.recon import ReconConfig, ReconGuidance
 from maquette.images import Prompt, Views
@@ -153,7 +154,8 @@ def nano(quality: Literal["draft", "default", "high"] = "default") -> Config:
         warm_start=WarmStart(fit=replace(rates, steps=200 if quality == "draft" else 300, rate=Linear(1.0, 0.1))),
         keep_views=PhotometricConfig(pixels=RandomRays(1024), weight=Linear(1.0, 0.3), mask=Constant(0.5)),
         prompt_view=PromptView(photometric=PhotometricConfig(weight=Constant(0.3), mask=Constant(0.5))),
-        scene=VolumeConfig(samples=Constant(96)),
+        # Its objects fit into a ball of 0.75; beyond, cameras see little, and matter hides behind the object.
+        scene=VolumeConfig(field=RadianceConfig(radius=0.8), samples=Constant(96)),
         # Gently: what the warm start settled, disagreeing views and a noisy guidance would carve up again.
         fit=replace(rates, steps=steps, rate=Linear(0.15, 0.02), total_variation=Constant(3.0)),
         mesh=MeshConfig(resolution=96 if quality == "draft" else 128),

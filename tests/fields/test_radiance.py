@@ -165,6 +165,22 @@ def test_truncated_exponential():
 
 def test_impossible_settings_are_refused():
     for make in (lambda: RadianceConfig(hidden=0), lambda: LinearBlob(radius=0.0), lambda: GaussianBlob(std=0.0),
-                 lambda: RadianceConfig(density_scale=0.0), lambda: FiniteDifferenceNormals(0.0)):  # fmt: skip
+                 lambda: RadianceConfig(density_scale=0.0), lambda: RadianceConfig(radius=0.0),
+                 lambda: FiniteDifferenceNormals(0.0)):  # fmt: skip
         with pytest.raises(UserError):
             make()
+
+
+def test_beyond_its_radius_a_field_is_empty_and_within_it_is_as_without(generator):
+    positions = torch.rand(200, 3, generator=generator) * 2 - 1
+    torch.manual_seed(0)
+    whole, bounded = RadianceField(CONFIG), RadianceField(replace(CONFIG, radius=0.7))
+    bounded.load_state_dict(whole.state_dict())
+    inside = positions.norm(dim=-1) <= 0.7
+    assert 0 < int(inside.sum()) < 200
+    want = frozenset({"density", "gradient"})
+    free, held = whole(positions, want=want), bounded(positions, want=want)
+    torch.testing.assert_close(held.density[inside], free.density[inside])
+    torch.testing.assert_close(held.gradient[inside], free.gradient[inside])
+    assert not held.density[~inside].any() and not held.gradient[~inside].any()
+    torch.testing.assert_close(bounded.density(positions), held.density)
