@@ -76,6 +76,7 @@ GROUPS = {
             Row("no warm start", "--warm-start none"),
             Row("views not kept", "--keep-views none"),
             Row("no prompt view", "--prompt-view none"),
+            Row("the whole cube", "--scene.field.radius 2"),
             Row("none, as in the paper", PAPER),
         ),
     ),
