@@ -64,7 +64,7 @@ def _learned(run: RunRecord) -> str:
         title, note = MODELS.get(name, (name, ""))
         pictures = CaptionedImages.load(folder / str(number))
         each = len(pictures) // len(VIEWS)
-        asked = [f"{view} view" for view in VIEWS for _ in range(each)]
+        asked = [view for view in VIEWS for _ in range(each)]
         cells = [(uri, word, "") for uri, word in zip(_uris(pictures), asked, strict=True)]
         content += _grid(cells, len(cells), f"{title}: {note}")
     text = paragraphs(
