@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 
 from maquette.asset import Asset, Mesh
-from maquette.cameras import Cameras, OrbitSampler, fit_distance, from_angles, orbit
+from maquette.cameras import Cameras, OrbitSampler, fit_distance, from_angles
 from maquette.errors import UserError
 from maquette.evaluation.published import ClipEncoder
 from maquette.fields.background import FlatBackgroundConfig
@@ -44,6 +44,7 @@ from maquette.schedules import Constant, Linear, Piecewise
 from maquette.stages.balance import Balance
 from maquette.stages.choose import ChooseConfig, choose_checkpoints
 from maquette.stages.class_images import ClassImagesConfig, class_images
+from maquette.stages.first_views import FirstViews, begin_with_views
 from maquette.stages.fit import FitConfig, fit
 from maquette.stages.latent import LatentDistillation, decode_views
 from maquette.stages.learned import (
@@ -55,7 +56,7 @@ from maquette.stages.learned import (
     sample_sides,
 )
 from maquette.stages.likeness import OwnEncoder, PictureEncoder
-from maquette.stages.look import SamplingConfig, sample_from_words
+from maquette.stages.look import SamplingConfig
 from maquette.stages.objectives import (
     Distillation,
     DistillationConfig,
@@ -70,8 +71,6 @@ from maquette.stages.translate import TranslateConfig, Translated, translate_vie
 from maquette.stages.weak import WeakConfig, WeakReconstruction
 from maquette.subjects import CaptionedImages, Subject
 from maquette.wording import require_subject, view_captions
-
-S = TypeVar("S", bound=VolumeScene | SurfaceScene)
 
 CITATION = (
     "Amit Raj, Srinivas Kaza, Ben Poole, Michael Niemeyer, Nataniel Ruiz, Ben Mildenhall, Shiran Zada, Kfir Aberman, "
@@ -117,27 +116,6 @@ class PseudoViews:
         heights = torch.tensor([self.elevations[k % len(self.elevations)] for k in range(self.count)])
         rest = (torch.full((self.count,), value, dtype=torch.float64) for value in (self.distance, self.fovy))
         return from_angles(turns, heights.double(), *rest, height=self.size, width=self.size).to(torch.float32)
-
-
-@dataclass(frozen=True)
-class FirstViews:
-    """Four views that a multi-view prior draws of the caption, with cameras; a field begins as a fit of them.
-
-    Not in the paper, whose prior knows no cameras.
-    """
-
-    sampling: SamplingConfig = SamplingConfig()
-    """How they are drawn."""
-    frames: tuple[tuple[float, float, float], ...] = ((1.0, 1.0, 1.0),)
-    """Background colours to hold along the borders, tried in order until the object shows."""
-    elevation: float = 5.0
-    """Degrees above the horizon."""
-    fovy: float = 40.0
-    """Vertical field of view that the views are taken to have, degrees."""
-    photometric: PhotometricConfig = PhotometricConfig(mask=Constant(0.5))
-    """How the field is compared with them."""
-    fit: FitConfig = FitConfig(steps=200, rate=Linear(1.0, 0.1))
-    """Optimisation of the beginning."""
 
 
 @dataclass(frozen=True)
@@ -256,7 +234,7 @@ def dreambooth3d(subject: Subject | LearnedSubject, caption: str, config: Config
     if initial is not None and config.warm_start:
         scene: VolumeScene | SurfaceScene = initial
     else:
-        scene = begun(new_scene(config, run), multiview, caption, "final", config, run)
+        scene = begin_with_views(new_scene(config, run), multiview, caption, config.first_views, "final", run)
     objectives: list[Distillation | WeakReconstruction] = [distil(multiview, caption, config)]
     balance = None
     if pseudo is not None and config.reconstruction is not None:
@@ -315,23 +293,9 @@ def distil(model: AdaptablePrior, caption: str, config: Config) -> Distillation:
 
 def first_field(teacher: AdaptablePrior, caption: str, config: Config, run: Run) -> VolumeScene:
     """A field by plain score distillation."""
-    scene = begun(VolumeScene(config.scene, seed=run.seed), teacher, caption, "initial", config, run)
+    scene = VolumeScene(config.scene, seed=run.seed)
+    scene = begin_with_views(scene, teacher, caption, config.first_views, "initial", run)
     return run.stage("initial_field", fit, scene, [distil(teacher, caption, config)], config.initial_fit)
-
-
-def begun(scene: S, teacher: AdaptablePrior, caption: str, name: str, config: Config, run: Run) -> S:
-    """The scene fitted to first views of its teacher, where the config wants them."""
-    first = config.first_views
-    if first is None:
-        return scene
-    if not isinstance(teacher, MultiViewPrior):
-        raise UserError(f"{config.prior} draws single pictures, not views with cameras; leave --first-views none")
-    size = teacher.codec.image_size
-    cameras = orbit(teacher.num_views or 4, elevation=first.elevation, fovy=first.fovy, height=size, width=size)
-    views = run.stage(f"{name}_views", sample_from_words, teacher, Prompt(None, caption), cameras, first.sampling,
-                      first.frames)  # fmt: skip
-    target = Photometric(views, first.photometric, name="views")
-    return run.stage(f"{name}_start", fit, scene, [target], first.fit)
 
 
 def translated(

@@ -14,7 +14,7 @@ from maquette.fields.radiance import RadianceConfig
 from maquette.fields.surface import SurfaceFieldConfig
 from maquette.guidance.recon import ReconConfig
 from maquette.methods import dreambooth3d as method
-from maquette.methods.dreambooth3d import Config, FirstViews, PseudoViews, dreambooth3d, nano, paper
+from maquette.methods.dreambooth3d import Config, PseudoViews, dreambooth3d, nano, paper
 from maquette.priors.adapters import Full
 from maquette.priors.hub import save_prior
 from maquette.rendering.sampling import OccupancyConfig
@@ -23,6 +23,7 @@ from maquette.rendering.surface import SurfaceConfig
 from maquette.run import Run
 from maquette.schedules import Constant
 from maquette.stages.choose import ChooseConfig
+from maquette.stages.first_views import FirstViews
 from maquette.stages.fit import FitConfig
 from maquette.stages.learned import find_learned
 from maquette.stages.look import SamplingConfig
