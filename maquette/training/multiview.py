@@ -55,6 +55,8 @@ class MultiViewTraining:
     """Per step and controller: global, local and pixel switched off independently."""
     front_prompts: float = 0.15
     """Share of prompts that show the exact front; the others come from random front-facing cameras."""
+    front_share: float = 0.5
+    """Share of scenes whose views are the canonical ones; the others' ring starts anywhere."""
     relative_cameras: bool = False
     """Ablation: target azimuths count from the prompt's own azimuth instead of the object's front."""
     recolour: float = 0.25
@@ -129,7 +131,8 @@ class Trainer:
         c = self.config
         batch = draw_3d(
             data, rng, c.batch, c.num_views, c.size,
-            recolour_share=c.recolour, relative=c.relative_cameras, front_prompts=c.front_prompts,
+            recolour_share=c.recolour, relative=c.relative_cameras,
+            front_share=c.front_share, front_prompts=c.front_prompts,
         )  # fmt: skip
         use = frozenset(name for name in CONTROLS if rng.random() >= c.drop_control)
         keep_image = torch.from_numpy(rng.random(c.batch) >= c.drop_image).float()

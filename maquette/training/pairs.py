@@ -26,18 +26,33 @@ class PairBatch:
 
 
 def draw_pairs(
-    data: PackedObjects, rng: np.random.Generator, batch: int, size: int, *, recolour_share: float = 0.0
+    data: PackedObjects,
+    rng: np.random.Generator,
+    batch: int,
+    size: int,
+    *,
+    recolour_share: float = 0.0,
+    same: float = 0.0,
+    turned: float = 0.0,
 ) -> PairBatch:
     """`batch` pairs: any render as the picture, any of the renders of one fixed lens as the view.
 
-    Half of the pictures are taken of those that people bring (other lenses, lights, crops). Mirroring doubles the
-    objects: the mirror image of a view from azimuth a is a view of the mirrored object from -a.
+    Half of the pictures are taken of those that people bring (other lenses, lights, crops). A share `same` of the pairs
+    asks for the picture itself, and a share `turned` goes round the canonical circle from its first view. Mirroring
+    doubles the objects: the mirror image of a view from azimuth a is a view of the mirrored object from -a.
     """
     targets, pictures, poses = [], [], []
     for row in rng.integers(len(data), size=batch).tolist():
         mirrored = bool(rng.random() < 0.5)
-        picture, picture_pose = _draw(data, rng, row, "prompt" if rng.random() < 0.5 else _any_set(data, rng))
-        target, target_pose = _draw(data, rng, row, _any_set(data, rng))
+        kind = rng.random()
+        if kind < turned:
+            picture, picture_pose = data.canonical[row, 0], np.array([data.elevation, 0.0])
+            target, target_pose = _draw(data, rng, row, "canonical")
+        else:
+            picture, picture_pose = _draw(data, rng, row, "prompt" if rng.random() < 0.5 else _any_set(data, rng))
+            target, target_pose = _draw(data, rng, row, _any_set(data, rng))
+        if kind >= 1.0 - same:
+            target, target_pose = picture, picture_pose
         if mirrored:
             picture, target = picture[:, ::-1], target[:, ::-1]
             picture_pose, target_pose = picture_pose * (1, -1), target_pose * (1, -1)

@@ -52,6 +52,17 @@ def test_the_pose_leads_from_the_picture_to_the_view(packed: Path) -> None:
     assert torch.equal(batch.targets[:, :, 0, 0], torch.ones(8, 3))
 
 
+def test_shares_of_the_pairs_are_easy_ones(packed: Path) -> None:
+    data = PackedObjects.open(packed)
+    same = draw_pairs(data, np.random.default_rng(1), 16, 64, same=1.0)
+    assert torch.equal(same.targets, same.pictures)
+    torch.testing.assert_close(same.pose, torch.tensor([0.0, 0.0, 1.0, 0.0]).expand(16, 4))
+    turned = draw_pairs(data, np.random.default_rng(1), 64, 64, turned=1.0)
+    assert (turned.pose[:, 0] == 0).all()  # never up or down
+    turns = torch.rad2deg(torch.atan2(turned.pose[:, 1], turned.pose[:, 2])).round().remainder(360).unique()
+    assert len(turns) == data.canonical.shape[1]
+
+
 def test_a_resumed_run_is_the_same_run(packed: Path, tmp_path: Path) -> None:
     data, log = PackedObjects.open(packed), lambda entry: None
     whole = run_training(data, tmp_path / "whole", NovelViewTrainer(tiny(), encoder()), log)
