@@ -194,6 +194,40 @@ def ddim_updates(
         yield SamplingState(k, t, x, x0_pred)
 
 
+def averaged_updates(
+    predict: Predict,
+    x0: Float[Tensor, "b *sample"],
+    steps: SamplingSteps,
+    *,
+    draws: int,
+    noise: Callable[[int], Tensor],
+    predicts: Parametrisation = "eps",
+    correct_x0: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Iterator[SamplingState]:
+    """Sharpen an estimate of the clean sample step by step: x0 <- mean over `draws` noises of E[x0 | x_t].
+
+    Every step noises the estimate `x0` anew, as multistep consistency sampling does (arXiv:2303.01469, algorithm 1),
+    and takes the mean of what `predict` makes of several such noisy versions. That is the fixed-point iteration which
+    score distillation runs on images, without a field. It gives up variety: what depends on the noise is averaged away,
+    which an inexact network's own mistakes mostly do. `x0` only matters as far as steps.t[0] leaves it visible. Both
+    `x` and `x0_pred` of a state are the estimate; `noise(k)` is called `draws` times in step k.
+    """
+    if draws < 1:
+        raise ValueError(f"an average needs at least one draw, got draws={draws}.")
+    schedule = steps.schedule
+    as_network = NoiseSchedule(schedule.alphas_cumprod, predicts)
+    for k, step in enumerate(steps.t.tolist()):
+        t = torch.full((x0.shape[0],), step, dtype=torch.int64, device=x0.device)
+        estimates = []
+        for _ in range(draws):
+            x_t = schedule.add_noise(x0, noise(k), t)
+            estimates.append(as_network.split(predict(x_t, t), x_t, t)[1])
+        x0 = torch.stack(estimates).mean(dim=0)
+        if correct_x0 is not None:
+            x0 = correct_x0(x0, t)
+        yield SamplingState(k, t, x0, x0)
+
+
 def ddim(
     predict: Predict,
     x: Float[Tensor, "b *sample"],

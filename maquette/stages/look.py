@@ -17,7 +17,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from maquette.cameras import Cameras
-from maquette.diffusion.sampling import Predict, SamplingSteps, ddim_updates, noise_to, unit_noise
+from maquette.diffusion.sampling import (
+    Predict,
+    SamplingState,
+    SamplingSteps,
+    averaged_updates,
+    ddim_updates,
+    noise_to,
+    unit_noise,
+)
 from maquette.diffusion.schedulers import count_steps, make_scheduler, scheduler_updates
 from maquette.errors import UserError
 from maquette.images import ImagePrompt, Prompt, Views
@@ -45,14 +53,17 @@ VISIBLE = 0.02
 class SamplingConfig:
     """How views are drawn. The defaults are those of the released ImageDream demo."""
 
-    sampler: Literal["ddim", "dpm++", "unipc", "euler", "euler-ancestral"] = "ddim"
-    """How the noise is taken away; all but ddim are diffusers', from the extra `published`, and need fewer steps."""
+    sampler: Literal["ddim", "averaged", "dpm++", "unipc", "euler", "euler-ancestral"] = "ddim"
+    """How the noise is taken away; the last four are diffusers', from the extra `published`, and need fewer steps.
+    averaged repeats "noise the estimate, take the mean of what the prior makes of it" (`averaged_updates`)."""
     steps: int = 50
     """Steps of the sampler."""
     guidance_scale: float = 5.0
     """Classifier-free guidance for text and image together; 1 means none."""
     eta: float = 0.0
     """Fresh noise in every step: 0 none (DDIM), 1 as in DDPM."""
+    draws: int = 4
+    """Noises over which averaged takes its mean, each as costly as a step of the others."""
     rescale: float = 0.0
     """Share of x0 whose contrast is pulled back to the conditional one's, against over-exposure at high guidance."""
     spacing: Literal["released", "exact"] = "released"
@@ -78,6 +89,8 @@ class SamplingConfig:
             raise UserError(f"eta lies between 0 and 1, got {self.eta}")
         if self.eta and self.sampler != "ddim":
             raise UserError(f"eta is a setting of ddim alone; leave it at 0 for {self.sampler}")
+        if self.draws < 1:
+            raise UserError(f"draws are at least 1, got {self.draws}")
         if self.frame is not None and not all(0 <= value <= 1 for value in self.frame):
             raise UserError(f"frame is a colour in [0, 1], got {self.frame}")
         if self.pick < 0:
@@ -179,14 +192,24 @@ def sample_latents(
     """
     noise, correct, schedule = unit_noise(generators, like), correction(prior, config), prior.noise_schedule
     latents = noise(0) if image is None else image
-    if config.sampler == "ddim":
+    updates: Iterator[SamplingState]
+    if config.sampler in ("ddim", "averaged"):
         make = SamplingSteps.released if config.spacing == "released" else SamplingSteps.exact
         steps = make(schedule, config.steps)
         if image is not None:
             steps = steps.partial(strength)
-            latents = noise_to(image, noise(0), steps)
         count = len(steps)
-        updates = ddim_updates(predict, latents, steps, eta=config.eta, noise=noise, predicts="x0", correct_x0=correct)
+        if config.sampler == "averaged":
+            latents = torch.zeros_like(latents) if image is None else image
+            updates = averaged_updates(
+                predict, latents, steps, draws=config.draws, noise=noise, predicts="x0", correct_x0=correct
+            )
+        else:
+            if image is not None:
+                latents = noise_to(image, noise(0), steps)
+            updates = ddim_updates(
+                predict, latents, steps, eta=config.eta, noise=noise, predicts="x0", correct_x0=correct
+            )
     else:
         spacing: Literal["leading", "trailing"] = "leading" if config.spacing == "released" else "trailing"
         scheduler = make_scheduler(config.sampler, schedule, config.steps, spacing)

@@ -7,6 +7,7 @@ import torch
 
 from maquette.diffusion.sampling import (
     SamplingSteps,
+    averaged_updates,
     ddim,
     ddim_updates,
     noise_to,
@@ -223,3 +224,37 @@ def test_noise_must_be_brought_and_eta_be_positive():
 def test_lists_that_do_not_fall_or_leave_the_schedule_are_refused(t):
     with pytest.raises(ValueError, match="sampling steps must"):
         SamplingSteps(SCHEDULE, torch.tensor(t), torch.ones(len(t), dtype=torch.float64))
+
+
+def test_averaged_estimates_settle_on_the_most_likely_sample_and_vary_less_with_more_draws():
+    """Where the data are normal, E[x0 | x_t] pulls towards their mean, and fresh noise is all that varies."""
+    mean, deviation = 0.3, 0.2
+
+    def posterior_mean(x_t, t):
+        alpha, sigma = SCHEDULE.alpha(t, x_t), SCHEDULE.sigma(t, x_t)
+        gain = deviation**2 * alpha / ((deviation * alpha).square() + sigma.square())
+        return mean + gain * (x_t - alpha * mean)
+
+    like = torch.zeros(1, 20_000)
+    steps = SamplingSteps.exact(SCHEDULE, 8)
+    spread = {}
+    for draws in (1, 4):
+        noise = unit_noise([torch.Generator().manual_seed(2)], like)
+        states = list(averaged_updates(posterior_mean, like, steps, draws=draws, noise=noise, predicts="x0"))
+        assert abs(float(states[-1].x.mean()) - mean) < 0.01
+        assert len(states) == 8 and states[3].x is states[3].x0_pred
+        spread[draws] = float(states[-3].x.var())
+    assert 0.15 < spread[4] / spread[1] < 0.35
+    assert spread[1] < deviation**2  # so it does not sample the data
+
+
+def test_averaging_needs_a_draw_and_keeps_to_the_correction():
+    like = torch.zeros(1, 4)
+    noise = unit_noise([torch.Generator()], like)
+    steps = SamplingSteps.exact(SCHEDULE, 2)
+    with pytest.raises(ValueError, match="at least one draw, got draws=0"):
+        next(averaged_updates(oracle(like), like, steps, draws=0, noise=noise))
+    states = averaged_updates(
+        oracle(like + 3), like, steps, draws=2, noise=noise, correct_x0=lambda x0, t: x0.clamp(-1, 1)
+    )
+    assert all(torch.equal(state.x, like + 1) for state in states)

@@ -279,3 +279,14 @@ def test_a_sampler_of_diffusers_draws_the_same_kind_of_views(stage):
     torch.testing.assert_close(images, prior.codec.decode(guided)[0], atol=2e-2, rtol=0)
     with pytest.raises(UserError, match="eta is a setting of ddim"):
         replace(config, eta=1.0)
+
+
+def test_the_averaged_sampler_finds_what_the_prior_wants(stage):
+    prior = oracle(dtype=torch.float32)
+    cond = prior.condition(prompt(), WHITE)
+    config = SamplingConfig(steps=4, guidance_scale=2.0, spacing="exact", sampler="averaged", draws=2)
+    (images,) = draw_scenes(prior, cond, four_cameras(), config, [torch.Generator()], stage)
+    guided = prior.x_uncond + 2.0 * (prior.x_cond - prior.x_uncond)
+    torch.testing.assert_close(images, prior.codec.decode(guided)[0], atol=1e-4, rtol=0)
+    with pytest.raises(UserError, match="draws are at least 1"):
+        replace(config, draws=0)
