@@ -57,6 +57,9 @@ class MultiViewTraining:
     """Share of prompts that show the exact front; the others come from random front-facing cameras."""
     front_share: float = 0.5
     """Share of scenes whose views are the canonical ones; the others' ring starts anywhere."""
+    front_only: float = 0.0
+    """Share of the steps, the first, that see nothing but exact fronts and canonical views: what a camera means is
+    plainest there, and small networks that start on a mixture leave their cameras out."""
     relative_cameras: bool = False
     """Ablation: target azimuths count from the prompt's own azimuth instead of the object's front."""
     recolour: float = 0.25
@@ -129,10 +132,11 @@ class Trainer:
 
     def _loss_3d(self, data: PackedObjects, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         c = self.config
+        plain = self.step < c.front_only * c.steps
         batch = draw_3d(
             data, rng, c.batch, c.num_views, c.size,
             recolour_share=c.recolour, relative=c.relative_cameras,
-            front_share=c.front_share, front_prompts=c.front_prompts,
+            front_share=1.0 if plain else c.front_share, front_prompts=1.0 if plain else c.front_prompts,
         )  # fmt: skip
         use = frozenset(name for name in CONTROLS if rng.random() >= c.drop_control)
         keep_image = torch.from_numpy(rng.random(c.batch) >= c.drop_image).float()

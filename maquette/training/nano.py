@@ -69,7 +69,20 @@ class NanoRecipe:
 
     encoders: EncoderTraining = field(default_factory=EncoderTraining)
     """Contrastive training of the text and image encoders."""
-    prior: MultiViewTraining = field(default_factory=lambda: MultiViewTraining(nano_network(), size=32, steps=5000))
+    prior: MultiViewTraining = field(
+        default_factory=lambda: MultiViewTraining(
+            nano_network(),
+            size=32,
+            steps=5000,
+            probability_2d=0.12,
+            front_prompts=0.8,
+            front_share=0.8,
+            front_only=0.1,
+            learning_rate=1.4e-3,
+            warmup=150,
+            ema=0.998,
+        )
+    )
     """One chunk of the multi-view prior."""
 
 

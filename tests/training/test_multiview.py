@@ -214,3 +214,19 @@ def test_a_loss_that_is_no_number_stops_and_names_the_checkpoint(packed: Path, t
 def test_a_missing_pack_is_told_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no packed renders"):
         train_nano(tmp_path, tmp_path / "out", NanoRecipe())
+
+
+def test_the_first_steps_may_see_fronts_alone(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shares of canonical views and of exact fronts, step by step."""
+    seen = []
+
+    def drawn(*arguments, front_share: float, front_prompts: float, **others):
+        seen.append((front_share, front_prompts))
+        return draw_3d(*arguments, front_share=front_share, front_prompts=front_prompts, **others)
+
+    monkeypatch.setattr("maquette.training.multiview.draw_3d", drawn)
+    config = replace(tiny(), probability_2d=0.0, front_only=0.5, front_share=0.7, front_prompts=0.6)
+    trainer, data = Trainer(config, encoders()), PackedObjects.open(packed)
+    for _ in range(config.steps):
+        trainer.train_step(data)
+    assert seen == 3 * [(1.0, 1.0)] + 3 * [(0.7, 0.6)]
