@@ -14,7 +14,7 @@ from maquette.commands.model_files import convert_models, fetch_models
 from maquette.errors import UserError
 from maquette.priors.cards import Card
 from maquette.priors.fetch import missing_files
-from maquette.priors.hub import PUBLISHED, SHIPPED, find_card, load_prior, open_package, package_of
+from maquette.priors.hub import PUBLISHED, SHIPPED, find_card, load_prior, load_view_prior, open_package, package_of
 from maquette.priors.identify import compare
 from maquette.priors.published import MODELS as LOADED
 from maquette.priors.published import outline, parts
@@ -173,7 +173,7 @@ def _card_of(model: Model) -> dict[str, str]:
 
 
 def _load(name: str, path: Path | None) -> int:
-    load_prior(name, path)
+    (load_view_prior if find_card(name, path).kind == "nano-zero123" else load_prior)(name, path)
     print(f"{path or name}: {name!r}, whole, and every tensor has its place")
     return 0
 

@@ -42,7 +42,7 @@ from maquette.run.fingerprints import file_sha256
 NANO = Path(str(files("maquette.priors.nano"))) / "weights"
 """Where the shipped weights are; one folder a prior."""
 
-SHIPPED = {"nano": "multiview"}
+SHIPPED = {"nano": "multiview", "nano-zero123": "novel_view"}
 """Names that need no file: name -> folder below `NANO`."""
 
 

@@ -10,7 +10,7 @@ import torch
 
 from maquette.errors import UserError
 from maquette.priors.cards import CARD_FILE, parse_config, read_card, read_tensors, write_package
-from maquette.priors.hub import NANO, SHIPPED, find_card, load_prior, prior_names, save_prior
+from maquette.priors.hub import NANO, SHIPPED, find_card, load_prior, load_view_prior, prior_names, save_prior
 from maquette.priors.nano.assembly import NanoConfig
 from maquette.run.settings import plain
 from tests.priors.tiny import four_cameras, noisy, prompt, tiny_config, tiny_prior
@@ -166,7 +166,7 @@ def test_a_file_beside_a_card_of_others(package):
 
 
 def test_unknown_names_list_the_known_ones():
-    with pytest.raises(UserError, match=r"there is no prior 'imagdream' \(known are nano, imagedream, "):
+    with pytest.raises(UserError, match=r"there is no prior 'imagdream' \(known are nano, nano-zero123, imagedream, "):
         load_prior("imagdream")
     assert set(SHIPPED) < set(prior_names())
 
@@ -181,10 +181,17 @@ def test_shipped_weights_are_what_their_cards_say(name):
     card = NANO / SHIPPED[name] / CARD_FILE
     if not card.exists():
         pytest.skip(f"needs the shipped weights of {name!r} ({card.parent.name}/{CARD_FILE} is absent)")
-    prior = load_prior(name)
-    out = prior.predict(
-        noisy(prior, scenes=1), torch.tensor([500]), prior.condition(prompt(), torch.ones(3)), four_cameras()
-    )
+    if find_card(name).kind == "nano-zero123":
+        view_prior = load_view_prior(name)
+        latents = noisy(view_prior, scenes=1)[:, :1]
+        camera = four_cameras()[:1]
+        condition = view_prior.condition(prompt(), torch.ones(3), camera=camera[0])
+        out = view_prior.predict(latents, torch.tensor([500]), condition, camera)
+    else:
+        prior = load_prior(name)
+        out = prior.predict(
+            noisy(prior, scenes=1), torch.tensor([500]), prior.condition(prompt(), torch.ones(3)), four_cameras()
+        )
     assert out.x0.isfinite().all()
     assert sum(entry["bytes"] for entry in find_card(name).values["files"]) < 32 * 2**20
     assert all(entry["bytes"] <= 16 * 2**20 for entry in find_card(name).values["files"])
