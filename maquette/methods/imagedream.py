@@ -134,7 +134,8 @@ def nano(quality: Literal["draft", "default", "high"] = "default") -> Config:
         sampling=SamplingConfig(
             # A young network's errors depend on the noise, and averages over noises leave them out: on eight val
             # objects the sampled views of a front rose from 24.4 / 16.3 / 15.7 / 16.3 dB (ancestral, 16 steps) to
-            # 36.3 / 17.4 / 16.6 / 17.3, and their silhouettes' overlap from .72 / .47 / .60 / .49 to .84 / .51 / .62 / .50.
+            # 36.3 / 17.4 / 16.6 / 17.3, and their silhouettes' overlap from .72 / .47 / .60 / .49 to
+            # .84 / .51 / .62 / .50.
             sampler="averaged",
             steps=5,
             draws=4,
