@@ -57,13 +57,14 @@ GROUPS = {
             )
         ),
     ),
-    "guidance": Group("views", tuple(Row(f"scale {s}", f"--sampling.guidance-scale {s}") for s in (2, 1, 3, 5, 10))),
+    "guidance": Group("views", tuple(Row(f"scale {s}", f"--sampling.guidance-scale {s}") for s in (1.5, 1, 2, 3, 5))),
     "sampling": Group(
         "views",
         (
-            Row("eta 1, 30 steps"),
-            Row("eta 0, 30 steps", "--sampling.eta 0"),
-            Row("eta 1, 10 steps", "--sampling.steps 10"),
+            Row("averaged over 4, 5 steps"),
+            Row("averaged over 1, 5 steps", "--sampling.draws 1"),
+            Row("eta 0, 20 steps", "--sampling.sampler ddim --sampling.steps 20"),
+            Row("eta 1, 20 steps", "--sampling.sampler ddim --sampling.steps 20 --sampling.eta 1"),
             Row("unconditional: a flat picture", "--sampling.unconditional flat"),
         ),
     ),
