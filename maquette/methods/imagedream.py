@@ -159,8 +159,11 @@ def nano(quality: Literal["draft", "default", "high"] = "default") -> Config:
         prompt_view=PromptView(photometric=PhotometricConfig(weight=Constant(0.3), mask=Constant(0.5))),
         # Its objects fit into a ball of 0.75; beyond, cameras see little, and matter hides behind the object.
         scene=VolumeConfig(field=RadianceConfig(radius=0.8), samples=Constant(96)),
-        # Gently: what the warm start settled, disagreeing views and a noisy guidance would carve up again.
-        fit=replace(rates, steps=steps, rate=Linear(0.15, 0.02), total_variation=Constant(3.0)),
+        # Gently: what the warm start settled, disagreeing views and a noisy guidance would carve up again; the longer,
+        # the more, up to a crown of spikes on the demo's armchair.
+        fit=replace(
+            rates, steps=steps, rate=Linear(0.15, 0.02), total_variation=Constant(3.0 if quality == "draft" else 12.0)
+        ),
         mesh=MeshConfig(resolution=96 if quality == "draft" else 128),
     )
 
