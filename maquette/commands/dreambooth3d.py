@@ -74,7 +74,7 @@ class Options:
 def estimate(config: Config) -> tuple[float, int]:
     """Seconds on two CPU cores and bytes of memory beyond what the libraries take; zeros for priors of unknown cost.
 
-    Measured with the nano prior on one core of an Intel Xeon with AVX-512: 0.18 s a step of either field, 0.06 s of a
+    Measured with the nano prior on one core of an AMD EPYC with AVX-512: 0.18 s a step of either field, 0.06 s of a
     fit to first views, 0.035 s a picture that is learned, 55 s for everything else, imports, mesh and report included.
     """
     if config.prior != "nano":

@@ -19,7 +19,7 @@ def estimate(config: Config) -> tuple[float, int]:
     if config.prior != "nano":
         return 0.0, 0
     warm = config.warm_start
-    processor = 0.10 * config.sampling.steps * (warm.rings if warm else 1) + 0.46 * config.fit.steps + 30.0
+    processor = 0.10 * config.sampling.evaluations * (warm.rings if warm else 1) + 0.46 * config.fit.steps + 30.0
     processor += (0.085 * warm.fit.steps if warm else 0.0) + (15.0 if config.prompt_view else 0.0)
     return processor / PARALLEL, round(1.5 * GIB)
 

@@ -68,7 +68,7 @@ def estimate(config: Config) -> tuple[float, int]:
     if config.prior != "nano":
         return 0.0, 0
     processor = 0.46 * config.fit.steps + 30.0
-    processor += 0.10 * config.first_views.sampling.steps if config.first_views else 0.0
+    processor += 0.10 * config.first_views.sampling.evaluations if config.first_views else 0.0
     processor += 0.085 * config.warm_start.fit.steps if config.warm_start else 0.0
     return processor / PARALLEL, round(1.5 * GIB)
 

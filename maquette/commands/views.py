@@ -65,7 +65,7 @@ def estimate(config: Config) -> tuple[float, int]:
     """Seconds on two CPU cores and bytes, as for `maquette imagedream`."""
     if not config.prior.startswith("nano"):
         return 0.0, 0
-    return (0.10 * config.sampling.steps * config.seeds + 8.0) / PARALLEL, GIB // 2
+    return (0.10 * config.sampling.evaluations * config.seeds + 8.0) / PARALLEL, GIB // 2
 
 
 METHOD = Method(

@@ -96,6 +96,11 @@ class SamplingConfig:
         if self.pick < 0:
             raise UserError(f"candidates are counted from 0, got pick={self.pick}")
 
+    @property
+    def evaluations(self) -> int:
+        """How often the prior is asked for a scene."""
+        return self.steps * (self.draws if self.sampler == "averaged" else 1)
+
 
 def sample_views(prior: Prior, condition: Condition, cameras: Cameras, config: SamplingConfig, run: Stage) -> Views:
     """The object of a condition from the given cameras [V], as images of the prior's own size.
