@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from maquette.asset import Mesh
-from maquette.cameras import Cameras, from_angles
+from maquette.cameras import Cameras, fit_distance, from_angles
 from maquette.diffusion.schedule import NoiseSchedule
 from maquette.images import Prompt
 from maquette.priors.base import Condition, Prediction, UnconditionalKind
@@ -23,7 +23,10 @@ WHITE = torch.ones(3)
 
 @dataclass
 class RelativePrior:
-    """x0 = what the camera sees, once its pose relative to the picture is put where the picture truly stands."""
+    """x0 = what the camera sees, once its pose relative to the picture is put where the picture truly stands.
+
+    It knows the pictures taken at `elevation`, and at 30 degrees above and below, when it is shown one.
+    """
 
     mesh: Mesh
     elevation: float
@@ -45,8 +48,18 @@ class RelativePrior:
 
     def condition(self, prompt: Prompt, background: Tensor) -> Condition:
         assert prompt.camera is not None
-        camera = torch.tensor([[prompt.camera.elevation, prompt.camera.azimuth]])
+        shown = prompt.image
+        elevation = self.elevation if shown is None else self.recognise(shown.resized(32).composite(WHITE))
+        camera = torch.tensor([[prompt.camera.elevation, prompt.camera.azimuth, elevation]])
         return Condition(text=torch.zeros(1, 1, 1), background=background, camera=camera)
+
+    def recognise(self, picture: Tensor) -> float:
+        """The elevation from which a picture [3, 32, 32] was taken."""
+        known = [self.elevation, self.elevation + 30.0, self.elevation - 30.0]
+        distance, fovy = torch.tensor(fit_distance(40.0)), torch.tensor(40.0)
+        cameras = from_angles(torch.zeros(3), torch.tensor(known), distance, fovy, height=32, width=32)
+        away = (self.look(cameras)[:, :3] - picture).square().mean(dim=(1, 2, 3))
+        return known[int(away.argmin())]
 
     def unconditional(self, condition: Condition, kind: UnconditionalKind = "zeros") -> Condition:
         return condition
@@ -64,7 +77,7 @@ class RelativePrior:
             assert condition.camera is not None
             (told,) = condition.camera.tolist()
             flat = cameras.flatten()
-            azimuth, elevation = flat.azimuth - told[1], flat.elevation - told[0] + self.elevation
+            azimuth, elevation = flat.azimuth - told[1], flat.elevation - told[0] + told[2]
             key = (*azimuth.tolist(), *elevation.tolist())
             if key not in self._kept:
                 true = from_angles(azimuth, elevation, flat.distance, flat.fovy, height=32, width=32)

@@ -72,7 +72,8 @@ def test_the_true_elevation_is_found_whatever_the_guess(elevation, tmp_path):
     found = estimate(prior, tmp_path / "run")
     assert found.camera.elevation == pytest.approx(elevation, abs=7.0)
     assert found.camera.reliable and found.camera.error == min(found.disagreements + (found.camera.error,))
-    assert len(prior.calls) == 2, "one sampling serves all candidates"
+    assert len(prior.calls) == 2 * 2, "one sampling serves all candidates, and one the lifted view"
+    assert found.rise == pytest.approx(found.lift, abs=QUICK.follow)
     torch.testing.assert_close(
         found.views.cameras.elevation[0], torch.tensor(found.camera.elevation), atol=1e-3, rtol=0
     )
@@ -80,7 +81,25 @@ def test_the_true_elevation_is_found_whatever_the_guess(elevation, tmp_path):
 
 def test_a_ball_has_no_elevation(tmp_path):
     found = estimate(RelativePrior(ball(), 30.0), tmp_path / "run")
+    assert not found.camera.reliable and found.rise is None, "what is not clear is not asked again"
+
+
+class AtEyeLevel(RelativePrior):
+    """A prior whose views are those of one height, whatever it is shown."""
+
+    def recognise(self, picture):
+        return 0.0
+
+
+def test_a_prior_that_does_not_look_at_the_picture_s_height_is_not_believed(tmp_path):
+    """Its views agree with each other, and so clearly that the minimum alone says nothing."""
+    prior = AtEyeLevel(chair(), 30.0)
+    found = estimate(prior, tmp_path / "run")
+    assert abs(found.camera.elevation) < 10 and found.camera.error < np.median(found.disagreements) - QUICK.clear
+    assert found.lift == 30.0 and found.rise is not None and abs(found.rise) < 10
     assert not found.camera.reliable
+    believed = estimate(prior, tmp_path / "asked once", replace(QUICK, follow=None))
+    assert believed.camera.reliable and (believed.lift, believed.rise) == (None, None)
 
 
 def test_true_cameras_disagree_least_and_turning_the_world_changes_nothing():
@@ -107,8 +126,8 @@ def test_estimates_are_saved_whole(tmp_path):
     found = estimate(RelativePrior(chair(), 10.0), tmp_path / "run", replace(QUICK, spacing=30.0))
     found.save(tmp_path / "estimate")
     again = ElevationEstimate.load(tmp_path / "estimate")
-    assert (again.camera, again.candidates, again.disagreements) == (
-        found.camera, found.candidates, found.disagreements,
+    assert (again.camera, again.candidates, again.disagreements, again.lift, again.rise) == (
+        found.camera, found.candidates, found.disagreements, found.lift, found.rise,
     )  # fmt: skip
     assert len(again.views) == len(QUICK.turns) + len(QUICK.lifts)
 
@@ -121,6 +140,8 @@ def test_wrong_questions_are_refused(tmp_path):
             run.stage("b", estimate_elevation, tiny_prior(), None, a_prompt(), QUICK)
     with pytest.raises(UserError, match="give some turns"):
         ElevationConfig(turns=())
+    with pytest.raises(UserError, match="give some lifts"):
+        ElevationConfig(lifts=())
     with pytest.raises(UserError, match="candidate elevations"):
         ElevationConfig(lowest=80.0)
 
