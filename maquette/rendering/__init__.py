@@ -2,6 +2,7 @@
 
 from maquette.rendering.base import Rendering, Samples, Scene, Shot
 from maquette.rendering.lights import LightSampler
+from maquette.rendering.painted import PaintedConfig, PaintedScene
 from maquette.rendering.patch import PatchConfig, PatchScene
 from maquette.rendering.raster import MeshRendering, render_mesh
 from maquette.rendering.sampling import OccupancyConfig
@@ -15,6 +16,8 @@ __all__ = [
     "LightSampler",
     "MeshRendering",
     "OccupancyConfig",
+    "PaintedConfig",
+    "PaintedScene",
     "PatchConfig",
     "PatchScene",
     "ProgressiveLevels",

@@ -20,8 +20,13 @@ from maquette.errors import UserError
 from maquette.rendering.archive import read_scene, write_scene
 from maquette.rendering.base import Rendering, Shot
 from maquette.rendering.rays import pixel_centres
-from maquette.rendering.scene import VolumeScene
+from maquette.run.files import write_json
 from maquette.run.fingerprints import fingerprint
+from maquette.run.record import read_json
+from maquette.run.results import load_result, save_result
+
+INSIDE = "inside.json"
+"""File that says of which class the scene inside is."""
 
 
 @dataclass(frozen=True)
@@ -115,13 +120,16 @@ class PatchScene(nn.Module):
     def save(self, folder: Path | str) -> None:
         """Write the division, and the scene into `folder/scene`."""
         write_scene(folder, self.config, {})
-        self.scene.save(Path(folder) / "scene")
+        write_json(Path(folder) / INSIDE, save_result(self.scene, Path(folder) / "scene"))
 
     @classmethod
     def load(cls, folder: Path | str) -> PatchScene:
-        """What `save` wrote around a volume scene, on the CPU."""
+        """What `save` wrote, on the CPU."""
         config, _ = read_scene(folder, PatchConfig)
-        return cls(VolumeScene.load(Path(folder) / "scene"), config)
+        inside = read_json(Path(folder) / INSIDE)
+        if inside is None:
+            raise UserError(f"no saved scene at {Path(folder) / INSIDE}")
+        return cls(load_result(inside, Path(folder) / "scene", __name__), config)
 
 
 def enlarge(image: Float[Tensor, "*b h w c"], height: int, width: int) -> Float[Tensor, "*b {height} {width} c"]:
