@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -230,6 +230,13 @@ class SurfaceScene(nn.Module):
     def total_variation(self) -> Float[Tensor, ""]:
         """Roughness of the encoding's planes."""
         return self.field.encoding.total_variation()
+
+    def unfolded(self) -> SurfaceScene:
+        """The same surface with nothing left to anneal or to unlock: a second fit would begin both again."""
+        config = replace(self.config, anneal=Constant(self.config.anneal.at(1, 1)), levels=None)
+        other = SurfaceScene(config)
+        other.load_state_dict(self.state_dict())
+        return other
 
     # Keeping
 

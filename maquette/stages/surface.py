@@ -1,4 +1,4 @@
-"""From a fitted volume or surface to a textured mesh, as one stage."""
+"""From a fitted volume, surface or painted mesh to a textured mesh, as one stage."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from torch import Tensor
 from maquette.asset import Mesh
 from maquette.cameras import Cameras
 from maquette.images import Views
+from maquette.meshing.bake import bake_texture
 from maquette.meshing.pipeline import MeshConfig, color_of, density_of, distance_of, mesh_from_field
 from maquette.meshing.project import ProjectionConfig, project_views
+from maquette.rendering.painted import PaintedScene
 from maquette.rendering.scene import VolumeScene
 from maquette.rendering.surface import SurfaceScene
 from maquette.rendering.views import render_views
@@ -48,6 +50,13 @@ def make_mesh(
             mesh = project_views(mesh, views, None, projection)
     run.log(event="mesh_quality", **asdict(quality))
     return mesh
+
+
+def paint_mesh(scene: PaintedScene, run: Stage) -> Mesh:
+    """The textured mesh of a painted scene with the learned colours in place of its own, in a texture of equal size."""
+    if scene.mesh.texture is None:
+        raise ValueError("colours are painted into a texture, and this mesh has none; unwrap it first")
+    return bake_texture(scene.mesh, scene.field.albedo, size=len(scene.mesh.texture), device=run.device)
 
 
 def _masks(scene: VolumeScene, cameras: Cameras) -> Tensor:

@@ -178,6 +178,19 @@ def test_milestones_move_with_the_run():
     assert [ProgressiveLevels(4, 1000).at(step, 1, 16) for step in (0, 999, 1000, 11_999, 99_999)] == [4, 4, 5, 15, 16]
 
 
+def test_unfolded_it_begins_another_fit_as_it_ended_the_first(generator):
+    config = replace(SMALL, anneal=Linear(0.0, 1.0), levels=ProgressiveLevels(1, 0.5, "fraction"))
+    scene = SurfaceScene(config, seed=1)
+    scene.update(10, 10, generator)
+    whole = scene.render(Shot(CAMERAS))
+    other = scene.unfolded()
+    other.update(0, 10, generator)
+    assert other.annealed == 1.0 and other.field.encoding.active_levels == other.field.encoding.num_levels
+    torch.testing.assert_close(other.render(Shot(CAMERAS)).rgb, whole.rgb, atol=1e-3, rtol=0)
+    scene.update(0, 10, generator)
+    assert scene.annealed == 0.0 and scene.field.encoding.active_levels == 1
+
+
 def test_it_is_kept_whole(tmp_path):
     config = replace(
         SMALL, anneal=Linear(0.0, 1.0), levels=ProgressiveLevels(1, 0.5, "fraction"), cap=Cap(60.0, 0.1, 0.9)
