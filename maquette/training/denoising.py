@@ -1,9 +1,10 @@
-"""The loss of the nano priors' training: x0, weighted so that neither noise level nor background takes over."""
+"""Noise levels and loss of the nano priors' training: x0, weighted so that neither level nor background takes over."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from einops import repeat
 from jaxtyping import Float, Int
@@ -37,3 +38,21 @@ class X0Loss:
         pixels = self.background_weight + (self.object_weight - self.background_weight) * pixels
         error = (x0_pred - latents.to(x0_pred.device)).square()
         return (error * (weight * pixels).to(x0_pred.device)).mean()
+
+
+HIGH_NOISE = 0.7
+"""Share of the schedule below what counts as high noise: above it little but the conditions tells views apart."""
+
+
+def draw_steps(count: int, schedule: NoiseSchedule, high_noise: float, generator: torch.Generator) -> Int[Tensor, " n"]:
+    """Steps of `count` samples: uniform over the schedule, a share `high_noise` of them over its upper part alone.
+
+    Where the noise is low a network restores what it sees; only where it is high does it learn what cameras and prompts
+    mean, and those gradients drown among the others.
+    """
+    t = torch.randint(0, schedule.num_steps, (count,), generator=generator)
+    if high_noise == 0.0:
+        return t
+    lowest = round(HIGH_NOISE * schedule.num_steps)
+    high = torch.rand(count, generator=generator) < high_noise
+    return torch.where(high, lowest + (1 - HIGH_NOISE) * t, t).long()

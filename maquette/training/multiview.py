@@ -26,7 +26,7 @@ from maquette.priors.multiview_cameras import mvdream_camera_condition
 from maquette.priors.nano.vocabulary import tokenize
 from maquette.training.batches import ThreeDBatch, draw_3d, draw_single
 from maquette.training.data import PackedObjects
-from maquette.training.denoising import X0Loss
+from maquette.training.denoising import X0Loss, draw_steps
 from maquette.training.encoders import Encoders
 from maquette.training.loop import chunk_rate
 from maquette.training.weights import Average, autocast, load_state, save_state
@@ -70,6 +70,8 @@ class MultiViewTraining:
     ema: float = 0.999
     weight_cap: float = 4.0
     """Cap of the x0 loss weight 1 / sigma_t^2."""
+    high_noise: float = 0.0
+    """Share of the scenes whose noise level is drawn from the upper 30 % of the schedule alone."""
     object_weight: float = 1.65
     """Loss weight of the object's pixels against `background_weight` for the rest."""
     background_weight: float = 0.35
@@ -211,7 +213,7 @@ class Trainer:
         )
 
     def _noised(self, latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        t = torch.randint(0, self.schedule.num_steps, (len(latents),), generator=generator)
+        t = draw_steps(len(latents), self.schedule, self.config.high_noise, generator)
         eps = torch.randn(latents.shape, generator=generator)
         return self.schedule.add_noise(latents, eps, t), t, eps
 
