@@ -203,7 +203,8 @@ def plain_mask(rgb: Pixels, backdrop: Backdrop) -> Mask:
         # A pixel far paler than its surroundings is part of the object only where many such lie together.
         around = cv2.dilate(difference, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (17, 17)))
         strong &= difference >= 0.3 * around
-        reach = 2 * round(max(2.0, 3.0 * max(solid.shape) / 512)) + 1
+        # At least as wide as one of JPEG's blocks, which in a small picture stick out of the object as whole knobs.
+        reach = 2 * round(max(4.0, 3.0 * max(solid.shape) / 512)) + 1
         kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach))
         # The picture goes on beyond its edge as it is there, or an object cut off by the edge would be eaten from it.
         faint = cv2.copyMakeBorder((solid & ~strong).astype(np.uint8), reach, reach, reach, reach, cv2.BORDER_REPLICATE)

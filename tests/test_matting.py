@@ -124,6 +124,15 @@ def test_jpeg_halos_are_not_part_of_the_object():
     assert float(found[disc(radius=58) == 0].mean()) < 0.002
 
 
+@pytest.mark.parametrize("size", [96, 192, 384])
+def test_blocks_of_a_small_jpeg_do_not_stick_out_of_the_object(size):
+    """They did, by 8 px on each side, and the crop kept a margin for them."""
+    alpha = disc(centre=(size / 2, size / 2), radius=0.36 * size, size=size)
+    _, found, _ = cut_out(through_jpeg(over(alpha, (0.78, 0.24, 0.12), flat((0.94, 0.94, 0.94), size)), quality=75))
+    rows, columns = np.nonzero(found > 0.5)
+    assert max(np.ptp(rows), np.ptp(columns)) + 1 <= 0.72 * size + 2 and iou(found, alpha) > 0.97
+
+
 @pytest.mark.parametrize("name", ["hamburger", "teddy", "phonograph", "turtle_toy", "chair"])
 @pytest.mark.parametrize("background", [1.0, 0.5])
 def test_known_masks_are_recovered_from_plain_backgrounds(images_data, name, background):
