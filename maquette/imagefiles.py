@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from maquette.errors import UserError
-from maquette.imagesizes import MAX_PIXELS, READABLE, check_size
+from maquette.imagesizes import MAX_PIXELS, MIN_SIDE, READABLE, check_size
 from maquette.matting import Pixels
 
 if TYPE_CHECKING:
@@ -44,10 +45,7 @@ def decode(path: Path, about: int | None = None) -> Pixels:
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    if not path.exists():
-        raise UserError(f"no image at {path}")
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; name one image file in it")
+    _require_file(path)
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         # What is odd in a file but readable (a truncated EXIF block, a palette with transparency) is no one's concern.
@@ -80,6 +78,23 @@ def decode(path: Path, about: int | None = None) -> Pixels:
             raise UserError(f"{path} is damaged and cannot be decoded ({error}); save it again") from None
 
 
+def _require_file(path: Path) -> None:
+    """UserError unless there is an ordinary file."""
+    try:
+        if path.is_file():
+            return
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; name one image file in it")
+        there = path.exists()
+    except OSError as error:  # a name too long, a folder that may not be entered
+        raise UserError(f"{path} cannot be looked at ({error.strerror}); name an image file") from None
+    if there:
+        raise UserError(f"{path} is a pipe or a device; name an image file")
+    if re.match(r"(https?|ftp|s3|data):", str(path), re.IGNORECASE):
+        raise UserError(f"{path} is an address, and nothing is downloaded; save the picture, and name that file")
+    raise UserError(f"no image at {path}")
+
+
 def _to_srgb(image: PillowImage, profile: bytes | None) -> PillowImage:
     """The picture in mode RGB or RGBA and sRGB's colours; a grey mode of 16 or 32 bits stays as it is."""
     from PIL import Image, ImageCms
@@ -103,7 +118,8 @@ def _to_srgb(image: PillowImage, profile: bytes | None) -> PillowImage:
 
 def _reduced(image: PillowImage, about: int) -> PillowImage:
     factor = max(image.size) // (2 * about)
-    if factor < 2 or image.mode not in ("RGB", "RGBA"):
+    # A strip would lose its breadth, and is small as it is.
+    if factor < 2 or min(image.size) < factor * MIN_SIDE or image.mode not in ("RGB", "RGBA"):
         return image
     # RGBa is premultiplied, so what is transparent has no say in the mean.
     return image.reduce(factor) if image.mode == "RGB" else image.convert("RGBa").reduce(factor).convert("RGBA")

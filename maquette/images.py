@@ -23,9 +23,10 @@ from torch.nn import functional
 from maquette.cameras import Cameras, read_transforms, write_transforms
 from maquette.errors import UserError
 from maquette.imagefiles import decode, read_image, save_image
+from maquette.imagesizes import MIN_SIDE
 from maquette.matting import CutOut, Matting, Pixels, cut_out, spread_colour
 
-MIN_SIDE = 16
+MAX_ASPECT = 32
 
 
 @dataclass(frozen=True)
@@ -234,9 +235,11 @@ def read_prompt(
         raise UserError(f"margin is a fraction of the side from 0 to below 0.5, got {margin}")
     longest = max(1024, 2 * size)
     pixels = decode(Path(path), longest)
-    if min(pixels.shape[:2]) < MIN_SIDE:
+    shorter, longer = sorted(pixels.shape[:2])
+    if shorter < MIN_SIDE or longer > MAX_ASPECT * shorter:
         raise UserError(
-            f"{path} has {pixels.shape[1]}x{pixels.shape[0]} px; a prompt needs at least {MIN_SIDE} px a side"
+            f"{path} has {pixels.shape[1]}x{pixels.shape[0]} px; a prompt needs at least {MIN_SIDE} px a side, and a "
+            f"longer side of at most {MAX_ASPECT} times the shorter one"
         )
     if mask is None:
         rgb, alpha, done = cut_out(_shrink(pixels, longest), matting, name=str(path))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from maquette.errors import UserError
 
+MIN_SIDE = 16
 MAX_SIDE = 16384
 MAX_PIXELS = 64_000_000
 READABLE = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
@@ -30,6 +31,8 @@ def check_header(path: Path) -> None:
         # Pillow's own limit is higher than ours and would answer first, with less to say.
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
+            if not path.is_file():  # opening a pipe would wait for whoever writes to it
+                return
             with Image.open(path, formats=READABLE) as file:
                 size = file.size
         except Exception:
