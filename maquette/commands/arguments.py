@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import io
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,10 +48,23 @@ def parse(kind: type[T], arguments: Sequence[str], command: str, *, about: str =
     said = io.StringIO()
     try:
         with redirect_stdout(said), redirect_stderr(said), _wide():
-            return read()
+            found = read()
     except SystemExit as stop:
         known = [*option_names(kind), *(choice.option for choice in choices)]
         raise UserError(_sentence(said.getvalue(), known, command)) from stop
+    _refuse_no_numbers(found)
+    return found
+
+
+def _refuse_no_numbers(values: Any, prefix: str = "") -> None:
+    """UserError for NaN or an infinity: they pass every check that compares, and end a run in the middle."""
+    for field in dataclasses.fields(values):
+        value, name = getattr(values, field.name), f"{prefix}{field.name.replace('_', '-')}"
+        if dataclasses.is_dataclass(value):
+            _refuse_no_numbers(value, "" if name == FLAT else f"{name}.")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UserError(f"--{name}: expected a finite number, got {number}")
 
 
 def _with_components(kind: type[T], words: list[str]) -> tuple[type[T], list[str], list[Choice]]:
@@ -129,18 +143,31 @@ def _sentence(text: str, known: list[str], command: str) -> str:
     said = re.sub(r"^Error parsing \S+: ", "", said)
     said = re.sub(r"invalid literal for int\(\) with base 10: ('.*')", r"expected a whole number, got \1", said)
     said = re.sub(r"could not convert string to float: ('.*')", r"expected a number, got \1", said)
+    union = re.fullmatch(r"(--\S+): no type matching \S+ could be instantiated from \['?(.*?)'?\]\. .*", said)
+    said = f"{union[1]}: expected {_expected(said)}, got {union[2]!r}" if union else said
     choice = re.fullmatch(r"invalid choice (.*) for argument '(.*)'. Expected one of \((.*)\)\.", said)
     said = f"{choice[2]}: expected one of {choice[3]}, got {choice[1]}" if choice else said
     said = re.sub(r"^Missing value for argument '(.*)'. Expected (\d+) values?.$", r"\1: a value is missing", said)
     return said or f"the options cannot be read; see `{command} --help`."
 
 
+def _expected(said: str) -> str:
+    """What would have been right for an option of several types, from what tyro says of each."""
+    kinds = {"class 'int'": "a whole number", "class 'float'": "a number", "class 'str'": "a word"}
+    wanted = [word for kind, word in kinds.items() if kind in said]
+    return " or ".join([*wanted, *(["None"] if "NoneType" in said else [])])
+
+
 def _unknown(listed: str, known: list[str], command: str) -> str:
     words = [word.strip() for word in listed.split(",")]
     name = next((word for word in words if word.startswith("--")), None)
     if name is None:
-        return f"unexpected argument {words[0]!r}; see `{command} --help`."
+        bare = words[0].partition("=")[0].replace("_", "-")
+        hint = f"options begin with two dashes, as --{bare}" if f"--{bare}" in known else f"see `{command} --help`."
+        return f"unexpected argument {words[0]!r}; {hint}"
     name = name.split("=")[0].replace("_", "-")
+    if name.lower() in known:
+        return f"there is no option {name}; did you mean {name.lower()}?"
     same_end = [option for option in known if option.split(".")[-1] == name.lstrip("-").split(".")[-1]]
     near = difflib.get_close_matches(name, same_end or known, n=1, cutoff=0.0 if same_end else 0.65)
     hint = f"did you mean {near[0]}?" if near else f"`{command} --help` lists them all."
