@@ -28,7 +28,8 @@ def adopt(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
     """Make `folder` one of a run with `settings`, or see that it is one already.
 
     `settings` has the version under `maquette`, which may differ: the stages' fingerprints take care of it. Raises
-    UserError for a folder that holds another run (naming the first setting that differs) or anything else.
+    UserError for a folder that holds another run (naming the first setting that differs) or anything else. Another
+    run that made nothing yet is replaced.
     """
     path = folder / "config.json"
     before = read_json(path)
@@ -44,7 +45,9 @@ def adopt(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
         before = None
     if before is not None:
         changed = [change for change in differences(before, settings) if change[0] != "maquette"]
-        if changed:
+        if changed and _made_nothing(folder):
+            _empty(folder)
+        elif changed:
             name, old, new = changed[0]
             more = f" (and {len(changed) - 1} more settings differ)" if len(changed) > 1 else ""
             raise UserError(
@@ -122,6 +125,13 @@ def read_log(folder: Path | str) -> list[dict[str, Any]]:
             lines += [other for other in earlier if other["step"] is not None and other["step"] < line["step"]]
         lines.append(line)
     return lines
+
+
+def _made_nothing(folder: Path) -> bool:
+    """Whether the run in `folder` ended before it finished or saved anything, as one with a misspelt prior does."""
+    if any((folder / name).exists() for name in ("asset.glb", "views", "views.png")):
+        return False
+    return not any(path.is_file() for path in (folder / "stages").rglob("*"))
 
 
 def _empty(folder: Path) -> None:

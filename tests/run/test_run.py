@@ -57,6 +57,11 @@ def walk(cloud, steps, run):
     return points
 
 
+def broken_off(cloud, run):
+    run.save_checkpoint(1, cloud.points)
+    raise KeyboardInterrupt
+
+
 def open_run(folder, **changes):
     return Run.open(folder, **{"config": Config(), "device": "cpu", "method": "walk", "quiet": True, **changes})
 
@@ -179,6 +184,23 @@ def test_a_folder_with_other_settings_is_refused_naming_the_first(tmp_path):
     with open_run(tmp_path / "a") as run:  # the refusals left it usable
         story(run)
     assert CALLS == ["scatter", "walk"]
+
+
+def test_a_run_that_made_nothing_is_in_nobodys_way(tmp_path):
+    """One that failed at the door, of a misspelt option, must not block the command as it was meant."""
+    with pytest.raises(UserError, match="no such prior"), open_run(tmp_path / "a", seed=3):
+        raise UserError("no such prior")
+    with open_run(tmp_path / "a") as run:
+        story(run)
+    with pytest.raises(UserError, match="--overwrite"):
+        open_run(tmp_path / "a", seed=3)
+
+
+def test_a_checkpoint_is_worth_keeping(tmp_path):
+    with pytest.raises(KeyboardInterrupt), open_run(tmp_path / "a") as run:
+        run.stage("walk", broken_off, Cloud(torch.zeros(2, 3)))
+    with pytest.raises(UserError, match="seed = 0, and this one has 3"):
+        open_run(tmp_path / "a", seed=3)
 
 
 def test_overwrite_replaces_a_run_and_only_what_a_run_makes(tmp_path):
