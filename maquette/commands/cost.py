@@ -78,8 +78,8 @@ def needs_of(config: Any, views: int = 4) -> list[Need]:
     """
     needs = [Need("load", 0, 0, 1)]
     if (sampling := getattr(getattr(config, "first_views", config), "sampling", None)) is not None:
-        warm = getattr(config, "warm_start", None)
-        needs.append(Need("views", views, 0, sampling.evaluations * (warm.rings if warm else 1)))
+        rings = getattr(getattr(config, "warm_start", None), "rings", 1)
+        needs.append(Need("views", views, 0, sampling.evaluations * rings))
     distillation, fit = getattr(config, "distillation", None), getattr(config, "fit", None)
     if distillation is not None and fit is not None:
         views = getattr(getattr(config, "cameras", None), "num_views", views)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from maquette.asset import Mesh, load_mesh
-from maquette.cameras import orbit
+from maquette.cameras import Cameras, orbit
 from maquette.images import Views
 from maquette.meshing.quality import MeshQuality, measure_mesh
 from maquette.report import words
@@ -36,6 +36,7 @@ ORBITS = {side: f"{turn}deg 80deg 118%" for side, turn in (("Front", 0), ("Left"
 """Side -> where the viewer's camera stands. glTF's front is +Z, which the viewer calls 0; the object's left is +X."""
 VIEWS_CLASS = "maquette.images:Views"
 TRANSLATED_CLASS = "maquette.stages.translate:Translated"
+MESH_CLASS = "maquette.asset:Mesh"
 LOCATED_CLASS = "maquette.stages.locate:Located"
 
 
@@ -183,6 +184,7 @@ def _views_section(run: RunRecord, views: Views | None, mesh: Mesh | None) -> st
         source = "the words" if run.method in ("text", "views") and "image" not in run.inputs else "the picture"
         rows.append(("Imagined", f"by the prior, from {source}", view_uris(views)))
         rows += _same_sides(run, len(views))
+    rows += _unpainted(run, cameras)
     if mesh is not None:
         sides = look_at_sides(mesh, cameras)
         for title, note, pictures in (
@@ -215,6 +217,15 @@ def _same_sides(run: RunRecord, count: int) -> list[tuple[str, str, list[str]]]:
             if len(shown) >= count:
                 rows.append((*words.VIEW_ROWS[name], view_uris(shown[:count])))
     return rows
+
+
+def _unpainted(run: RunRecord, cameras: Cameras) -> list[tuple[str, str, list[str]]]:
+    """The row of the mesh as it was before a stage of its own painted it, if one did."""
+    meshes = dict(run.results(MESH_CLASS))
+    if not {"mesh", "painted"} <= meshes.keys():
+        return []
+    sides = look_at_sides(Mesh.load(meshes["mesh"]), cameras)
+    return [(*words.BARE, [image_uri(pixels) for pixels in to_bytes(sides.colour)])]
 
 
 def _compared(run: RunRecord, mesh: Mesh) -> str:

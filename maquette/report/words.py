@@ -68,6 +68,19 @@ STAGES = {
         "Recovering the surface",
         "A sharp surface was fitted to the cleaned pictures and their outlines.",
     ),
+    "geometry": (
+        "Recovering the surface",
+        "A sharp surface was fitted to these pictures and their outlines.",
+    ),
+    "sculpting": (
+        "Sculpting the surface",
+        "The prior looked at the directions that the surface faces, without any colour, and nudged its shape.",
+    ),
+    "texture": (
+        "Painting the surface",
+        "The shape was kept as it was, and its colours were nudged towards what the prior expects to see.",
+    ),
+    "painted": ("The final texture", "The new colours were painted into the texture."),
     "photos": (
         "Looking at the photos",
         "The subject was cut out of its photos, and the side that each shows was guessed.",
@@ -139,6 +152,9 @@ STAGE_STEPS = {
     "object": "refinement.specialize.first.steps",
     "detail": "refinement.specialize.second.steps",
     "surface": "recovery.fit.steps",
+    "geometry": "geometry.recovery.fit.steps",
+    "sculpting": "geometry.sculpting.fit.steps",
+    "texture": "texture.fit.steps",
 }
 """Stage -> the setting that says how many steps it has."""
 
@@ -171,6 +187,9 @@ TARGETS = {
     "distillation": "the prior",
     "reference": "the picture, as the 2D prior sees it",
     "refined": "the cleaned pictures",
+    "geometry": "the pictures of the cloud",
+    "sculpting": "the prior",
+    "texture": "the prior",
     "warm_start": "the imagined views",
     "initial_start": "the imagined views",
     "final_start": "the imagined views",
@@ -216,6 +235,9 @@ VIEW_ROWS = {
     "refined": ("Cleaned", "these renderings, cleaned by the 2D prior that learned the object"),
 }
 """Stage whose first pictures show the sides of the imagined views -> (title, note) of their row."""
+
+BARE = ("Unpainted", "the surface in the colours of the cloud, before it was painted")
+"""Row of a mesh whose colours a later stage learned anew: title, note."""
 
 CITE_US = "The maquette authors. maquette: from pictures and words to textured 3D objects. 2026. Apache-2.0."
 

@@ -59,6 +59,22 @@ def test_words_make_a_run_folder_and_the_same_command_keeps_it(maquette, weights
     assert code == 2 and "inputs.caption" in error
 
 
+def test_usd_s_stages_run_with_the_embedded_prior_and_the_page_shows_them(maquette, weights, tmp_path):
+    small = "--geometry.renderings.count 2 --geometry.renderings.size 20 --geometry.recovery.mesh.resolution 16 "
+    small += "--geometry.recovery.mesh.texture-size 64 --geometry.recovery.mesh.unwrap-seconds 0 "
+    small += "--geometry.recovery.scene.field.hidden 8 --texture.distillation.resolution.value 16"
+    words = ("a barrel", *QUICK, *small.split(), "--weights", weights, "--preset", "usd", "--prior", "nano")
+    code, _, error = maquette("text", *words)
+    assert code == 0, error
+    folder = tmp_path / "runs" / "text-a-barrel"
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    for row in ("Imagined", "Cloud", "Unpainted", "Finished", "Shape"):
+        assert f'<p class="row">{row} ' in page
+    for stage in ("geometry", "texture", "painted"):
+        assert f"<code>{stage}</code>" in page
+    assert (folder / "asset.glb").stat().st_size > 0
+
+
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
@@ -101,6 +117,7 @@ def test_unknown_words_are_named(capsys):
         (["--preset", "paper"], ["prior mvdream", "distillation (4 views, 256 px)"]),
         (["--prior", "sd"], ["prior sd", "distillation (4 views, 64 px)", "15000 x"]),
         (["--preset", "usd"], ["distillation (1 views, 512 px)", "25000 x"]),
+        (["--preset", "usd", "--prior", "nano"], ["time: about", "memory: about"]),
     ],
 )
 def test_the_estimate_loads_and_writes_nothing(maquette, words, parts, tmp_path):

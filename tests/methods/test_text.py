@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from maquette.asset import Asset
+from maquette.asset import Asset, Mesh
 from maquette.errors import UserError
 from maquette.fields.encodings import TriPlanesConfig
 from maquette.fields.radiance import LinearBlob, RadianceConfig
 from maquette.guidance.recon import ReconConfig
+from maquette.guidance.unbiased import UnbiasedConfig
 from maquette.guidance.view_text import ViewTextConfig
 from maquette.images import Prompt
-from maquette.methods import text
+from maquette.methods import text, usd
 from maquette.priors.hub import save_prior
 from maquette.rendering import OccupancyConfig, VolumeConfig
 from maquette.rendering.patch import PatchConfig
@@ -24,6 +27,9 @@ from maquette.schedules import Constant
 from maquette.stages.fit import FitConfig
 from maquette.stages.look import SamplingConfig
 from maquette.stages.objectives import PhotometricConfig, RandomRays
+from maquette.stages.recovery import RecoveryConfig
+from maquette.stages.refine import Renderings
+from maquette.stages.regularizers import Regularizers
 from tests.priors.tiny import tiny_config, tiny_prior, tiny_stable_diffusion
 
 WORDS = Prompt(None, caption="a wooden barrel")
@@ -131,6 +137,34 @@ def test_usd_s_numbers():
     cameras = config.cameras
     assert (cameras.elevation, cameras.fovy, cameras.distance) == ((-10, 45), (40, 70), (1.0, 1.5))
     assert config.fit.steps == 25_000 and config.scene.field.bias == LinearBlob(10.0, 0.5)
+    assert config.mesh.threshold == 25.0
+
+
+def test_usd_s_further_stages():
+    """usd.md, section 2.8, the second and third column."""
+    config = text.unbiased()
+    geometry, texture = config.geometry, config.texture
+    assert geometry is not None and geometry.recovery == RecoveryConfig() and geometry.sculpting is not None
+    sculpting = geometry.sculpting
+    # threestudio's scale of 100 is text + 100 (text - null).
+    assert (sculpting.guidance.omega, sculpting.guidance.lambda_) == (101.0, 1.0)
+    assert sculpting.fit.steps == 15_000 and sculpting.distillation.regularizers.eikonal.at(0, 1) == 0.1
+    assert texture is not None and texture.fit == FitConfig(steps=15_000)
+    views = texture.distillation
+    assert [views.noise_range.at(step, 15_000)[1] for step in (5000, 5001)] == [pytest.approx(0.98), pytest.approx(0.5)]
+    assert views.resolution.at(0, 1) == 512 and views.random_background == 0.5 and views.regularizers == Regularizers()
+    for recipe in (text.mvdream(), text.dreamfusion()):
+        assert (recipe.geometry, recipe.texture) == (None, None)
+
+
+def test_nano_has_usd_s_stages_too():
+    config, usual = text.configure("usd", "draft", "nano"), text.nano("draft")
+    guidance = config.guidance
+    assert isinstance(guidance, UnbiasedConfig) and (guidance.lambda_, guidance.null) == (0.0, "own")
+    assert config.geometry is not None and config.geometry.sculpting is None and config.texture is not None
+    assert (config.first_views, config.warm_start, config.fit) == (usual.first_views, usual.warm_start, usual.fit)
+    with pytest.raises(UserError, match="draft, default or high"):
+        text.configure("usd", "best", "nano")
 
 
 def test_recipes_follow_the_prior():
@@ -147,6 +181,7 @@ def test_recipes_follow_the_prior():
     ("changes", "match"),
     [
         ({"prior": "sd"}, "cannot judge views together.*view-text"),
+        ({"prior": "sd", "guidance": UnbiasedConfig(null="own")}, "cannot judge views together.*view-text"),
         ({"prior": "sd", "guidance": ViewTextConfig()}, "no first views.*--first-views none"),
     ],
 )
@@ -165,6 +200,59 @@ def test_words_become_a_mesh(tmp_path, quick):
     assert [card["name"] for card in asset.provenance["priors"]] == ["nano"]
     again = make(quick, tmp_path / "run")
     torch.testing.assert_close(torch.as_tensor(again.mesh.vertices), torch.as_tensor(asset.mesh.vertices))
+
+
+@pytest.fixture
+def staged(quick) -> text.Config:
+    """USD's three stages with next to no work."""
+    whole = text.nano_unbiased("draft")
+    assert whole.geometry is not None and whole.texture is not None
+    recovery = whole.geometry.recovery
+    surface = replace(
+        recovery.scene, samples=Constant(24), occupancy=OccupancyConfig(resolution=16),
+        field=replace(recovery.scene.field, encoding=TriPlanesConfig(resolutions=(8,), features=4), hidden=8),
+    )  # fmt: skip
+    photometric = replace(recovery.photometric, pixels=RandomRays(16))
+    recovery = replace(recovery, scene=surface, photometric=photometric, fit=quick.fit, mesh=quick.mesh)
+    return replace(
+        quick, guidance=whole.guidance, geometry=text.Geometry(Renderings(2, 20), recovery, sculpting=None),
+        texture=text.Texture(quick.distillation, fit=quick.fit),
+    )  # fmt: skip
+
+
+def test_usd_s_stages_give_a_surface_of_its_own_and_paint_it(tmp_path, staged):
+    asset = make(staged, tmp_path / "run")
+    added = {"renderings", "geometry", "mesh", "texture", "painted"}
+    assert stages(tmp_path / "run") == {"views", "warm_start", "radiance_field"} | added
+    before = Mesh.load(tmp_path / "run" / "stages" / "mesh" / "result")
+    assert torch.equal(torch.as_tensor(before.vertices), torch.as_tensor(asset.mesh.vertices)), "its shape stays"
+    assert before.texture is not None and asset.mesh.texture is not None
+    assert before.texture.shape == asset.mesh.texture.shape and (before.texture != asset.mesh.texture).any()
+    assert usd.CITATION in asset.provenance["citations"]
+
+
+def test_lost_stages_come_back_the_same(tmp_path, staged):
+    first = make(staged, tmp_path / "run")
+    for name in ("geometry", "texture", "painted"):
+        shutil.rmtree(tmp_path / "run" / "stages" / name)
+    again = make(staged, tmp_path / "run")
+    assert (again.mesh.vertices == first.mesh.vertices).all() and (again.mesh.texture == first.mesh.texture).all()
+
+
+def test_a_surface_is_sculpted_by_its_normals_and_a_field_s_own_mesh_painted(tmp_path, staged):
+    assert staged.geometry is not None
+    sculpting = text.Sculpting(
+        distillation=replace(text.Sculpting().distillation, resolution=Constant(12)), fit=staged.fit
+    )
+    sculpted = replace(staged, texture=None, geometry=replace(staged.geometry, sculpting=sculpting))
+    make(sculpted, tmp_path / "sculpted")
+    assert {"sculpting", "mesh"} <= stages(tmp_path / "sculpted") and "texture" not in stages(tmp_path / "sculpted")
+    log = [json.loads(line) for line in (tmp_path / "sculpted" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log if line["stage"] == "sculpting" and "guidance" in line] == [0, 1]
+    make(replace(staged, geometry=None, patches=PatchConfig(8, 2)), tmp_path / "painted")
+    assert stages(tmp_path / "painted") >= {"mesh", "texture", "painted"} and "geometry" not in stages(
+        tmp_path / "painted"
+    )
 
 
 @pytest.mark.parametrize("lambda_", [0.0, 1.0])
