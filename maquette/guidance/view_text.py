@@ -6,7 +6,7 @@ arXiv:2209.14988, section 3.2). Every view is a scene of its own for the network
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -66,7 +66,8 @@ class ViewTextGuidance:
 
     def __init__(self, prior: Prior, prompt: Prompt, config: ViewTextConfig = ViewTextConfig()) -> None:
         self.prior, self.prompt, self.config = prior, prompt, config
-        self._conditions = [self._condition(word) for word in (VIEW_WORDS if config.view_words else ("",))]
+        # One for each of `VIEW_WORDS`, or one without.
+        self.conditions = [self._condition(word) for word in (VIEW_WORDS if config.view_words else ("",))]
 
     def _condition(self, word: str) -> Condition:
         caption = ", ".join(part for part in (self.prompt.caption, word) if part)
@@ -95,12 +96,10 @@ class ViewTextGuidance:
         twin = self.prior.unconditional(condition)
 
         def along(noised: Noised) -> Tensor:
-            x_t, t = noised.latents_t.flatten(0, 1)[:, None], noised.t.repeat_interleave(views)
-            found = self.prior.predict_each(x_t, t, {"text": condition, "null": twin})
-            eps_text, eps_null = (found[name].eps[:, 0].unflatten(0, (scenes, views)) for name in ("text", "null"))
+            eps = predict_views(self.prior, noised, {"text": condition, "null": twin})
             return direction(
-                eps_cond=eps_text,
-                eps_null=eps_null,
+                eps_cond=eps["text"],
+                eps_null=eps["null"],
                 eps=noised.eps,
                 weight=noised.sigma_t.square(),
                 omega=self.config.omega,
@@ -112,11 +111,23 @@ class ViewTextGuidance:
     def at(self, cameras: Cameras | None, scenes: int, views: int) -> Condition:
         """One row of words for each of `scenes` x `views` views."""
         if not self.config.view_words:
-            return self._conditions[0].expand(scenes * views)
+            return self.conditions[0].expand(scenes * views)
         if cameras is None:
             raise ValueError("words for views need the views' cameras; pass them, or set view_words=False")
         words = view_word_index(cameras, self.config.front, self.config.overhead)
-        return rows_of(self._conditions, words.expand(scenes, views).flatten())
+        return rows_of(self.conditions, words.expand(scenes, views).flatten())
+
+
+def predict_views(
+    prior: Prior, noised: Noised, conditions: Mapping[str, Condition]
+) -> dict[str, Float[Tensor, "b v c h w"]]:
+    """eps of every condition for a step's noisy latents, each view as a scene of its own; conditions have a row a view
+    (scene after scene), or one for all.
+    """
+    scenes, views = noised.latents_t.shape[:2]
+    x_t, t = noised.latents_t.flatten(0, 1)[:, None], noised.t.repeat_interleave(views)
+    found = prior.predict_each(x_t, t, conditions)
+    return {name: prediction.eps[:, 0].unflatten(0, (scenes, views)) for name, prediction in found.items()}
 
 
 def rows_of(conditions: Sequence[Condition], index: Int[Tensor, " n"]) -> Condition:
