@@ -195,34 +195,7 @@ def sample_latents(
     With `image`, clean latents, only the last `strength` share of the steps runs, from there (img2img). Raises
     KeyboardInterrupt when the person asked to stop.
     """
-    noise, correct, schedule = unit_noise(generators, like), correction(prior, config), prior.noise_schedule
-    latents = noise(0) if image is None else image
-    updates: Iterator[SamplingState]
-    if config.sampler in ("ddim", "averaged"):
-        make = SamplingSteps.released if config.spacing == "released" else SamplingSteps.exact
-        steps = make(schedule, config.steps)
-        if image is not None:
-            steps = steps.partial(strength)
-        count = len(steps)
-        if config.sampler == "averaged":
-            latents = torch.zeros_like(latents) if image is None else image
-            updates = averaged_updates(
-                predict, latents, steps, draws=config.draws, noise=noise, predicts="x0", correct_x0=correct
-            )
-        else:
-            if image is not None:
-                latents = noise_to(image, noise(0), steps)
-            updates = ddim_updates(
-                predict, latents, steps, eta=config.eta, noise=noise, predicts="x0", correct_x0=correct
-            )
-    else:
-        spacing: Literal["leading", "trailing"] = "leading" if config.spacing == "released" else "trailing"
-        scheduler = make_scheduler(config.sampler, schedule, config.steps, spacing)
-        count = count_steps(scheduler, strength if image is not None else 1.0)
-        updates = scheduler_updates(
-            predict, noise(0) if image is not None else latents, schedule, scheduler, generators=generators,
-            predicts="x0", correct_x0=correct, image=image, strength=strength,
-        )  # fmt: skip
+    latents, count, updates = start_sampling(prior, predict, like, config, generators, image=image, strength=strength)
     with run.progress(count) as progress:
         for state in updates:
             latents = state.x
@@ -231,6 +204,48 @@ def sample_latents(
             if not run.keep_going():
                 raise KeyboardInterrupt
     return _decoded(prior, latents)
+
+
+def start_sampling(
+    prior: Prior,
+    predict: Predict,
+    like: Float[Tensor, "s v c h w"],
+    config: SamplingConfig,
+    generators: Sequence[torch.Generator],
+    *,
+    image: Float[Tensor, "s v c h w"] | None = None,
+    strength: float = 1.0,
+) -> tuple[Float[Tensor, "s v c h w"], int, Iterator[SamplingState]]:
+    """The sampler of a config, wound up: latents to begin with, the number of updates, and the updates themselves.
+
+    With no update, as for an image at strength 0, the latents are the result.
+    """
+    noise, correct, schedule = unit_noise(generators, like), correction(prior, config), prior.noise_schedule
+    latents = noise(0) if image is None else image
+    if config.sampler in ("ddim", "averaged"):
+        make = SamplingSteps.released if config.spacing == "released" else SamplingSteps.exact
+        steps = make(schedule, config.steps)
+        if image is not None:
+            steps = steps.partial(strength)
+        if config.sampler == "averaged":
+            latents = torch.zeros_like(latents) if image is None else image
+            return latents, len(steps), averaged_updates(
+                predict, latents, steps, draws=config.draws, noise=noise, predicts="x0", correct_x0=correct
+            )  # fmt: skip
+        if image is not None:
+            latents = noise_to(image, noise(0), steps)
+        return latents, len(steps), ddim_updates(
+            predict, latents, steps, eta=config.eta, noise=noise, predicts="x0", correct_x0=correct
+        )  # fmt: skip
+    spacing: Literal["leading", "trailing"] = "leading" if config.spacing == "released" else "trailing"
+    scheduler = make_scheduler(config.sampler, schedule, config.steps, spacing)
+    count = count_steps(scheduler, strength if image is not None else 1.0)
+    start = noise(0) if image is not None else latents
+    updates = scheduler_updates(
+        predict, start, schedule, scheduler, generators=generators, predicts="x0", correct_x0=correct, image=image,
+        strength=strength,
+    )  # fmt: skip
+    return latents, count, updates
 
 
 def correction(prior: Prior, config: SamplingConfig) -> Callable[[Tensor, Tensor], Tensor] | None:

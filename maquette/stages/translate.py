@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from maquette.diffusion.sampling import SamplingSteps, translate, unit_noise
+from maquette.diffusion.sampling import unit_noise
 from maquette.errors import RunFailed, UserError
 from maquette.imagefiles import read_image, save_image
 from maquette.images import Views
@@ -29,7 +29,7 @@ from maquette.priors.guided import guided_x0
 from maquette.run import Stage, derive_seed
 from maquette.run.files import write_json
 from maquette.stages.likeness import PictureEncoder, likeness, on_white, sides
-from maquette.stages.look import SamplingConfig, key_views
+from maquette.stages.look import SamplingConfig, key_views, start_sampling
 from maquette.stages.personalize import words
 from maquette.subjects import CaptionedImages
 from maquette.wording import view_word, without_view
@@ -244,9 +244,7 @@ def translate_images(
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     noise = unit_noise(generators, torch.empty(len(seeds), 1, *prior.codec.latent_shape, device=device))
     posterior = noise(0) if prior.codec.stochastic and config.sample_posterior else None
-    latents = prior.codec.encode(images, posterior)
-    make = SamplingSteps.released if config.sampling.spacing == "released" else SamplingSteps.exact
-    steps = make(prior.noise_schedule, config.sampling.steps).partial(config.strength)
+    image = prior.codec.encode(images, posterior)
     predict = guided_x0(
         prior,
         cond=condition,
@@ -254,7 +252,11 @@ def translate_images(
         guidance_scale=config.sampling.guidance_scale,
         rescale=config.sampling.rescale,
     )
-    latents = translate(predict, latents, noise(0), steps, eta=config.sampling.eta, noise=noise, predicts="x0")
+    latents, _, updates = start_sampling(
+        prior, predict, image, config.sampling, generators, image=image, strength=config.strength
+    )
+    for state in updates:
+        latents = state.x
     return prior.codec.decode(latents)[:, 0].float().cpu()
 
 
