@@ -86,3 +86,16 @@ class GltfFile:
         body = struct.pack("<I4s", len(text), b"JSON") + text + struct.pack("<I4s", len(data), b"BIN\0") + data
         path.write_bytes(struct.pack("<4sII", b"glTF", 2, 12 + len(body)) + body)
         return path
+
+
+def read_glb(path: Path) -> tuple[dict, bytes]:
+    """(document, binary chunk) of a GLB file, with its headers checked."""
+    data = path.read_bytes()
+    magic, version, length = struct.unpack_from("<4sII", data)
+    assert (magic, version, length) == (b"glTF", 2, len(data))
+    size, kind = struct.unpack_from("<I4s", data, 12)
+    assert kind == b"JSON" and size % 4 == 0
+    document = json.loads(data[20 : 20 + size])
+    binary, kind = struct.unpack_from("<I4s", data, 20 + size)
+    assert kind == b"BIN\0" and binary % 4 == 0 and 28 + size + binary == len(data)
+    return document, data[28 + size :]
