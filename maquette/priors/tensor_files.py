@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from maquette.errors import UserError
+from maquette.run.state import DTYPES, write_tensors
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 
@@ -34,10 +35,6 @@ _STORAGES = {
     "FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16,
     "DoubleStorage": torch.float64, "LongStorage": torch.int64, "IntStorage": torch.int32,
     "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
-}  # fmt: skip
-_SAFETENSORS = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 
 
@@ -117,9 +114,9 @@ def _open_safetensors(path: Path) -> TensorFile:
     for name, entry in header.items():
         if name == "__metadata__":
             continue
-        if entry["dtype"] not in _SAFETENSORS:
+        if entry["dtype"] not in DTYPES:
             raise UserError(f"{path} holds {name!r} as {entry['dtype']}, which is not supported; convert it first")
-        dtype, shape, begin = _SAFETENSORS[entry["dtype"]], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]
+        dtype, shape, begin = DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]
         tensors[name] = StoredTensor(dtype, shape, _Reader(path, begin, dtype, shape))
     return TensorFile(path, "safetensors", tensors)
 
@@ -334,19 +331,7 @@ def _write_entry(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) 
 
 def write_safetensors(path: Path, tensors: Iterable[tuple[str, StoredTensor]], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file, holding one tensor at a time."""
-    listed = list(tensors)
-    names = {dtype: name for name, dtype in _SAFETENSORS.items()}
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    end = 0
-    for name, stored in listed:
-        begin, end = end, end + stored.nbytes
-        header[name] = {"dtype": names[stored.dtype], "shape": list(stored.shape), "data_offsets": [begin, end]}
-    data = json.dumps(header).encode()
-    data += b" " * (-len(data) % 8)
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(data)) + data)
-        for _, stored in listed:
-            file.write(_bytes(stored.read()))
+    write_tensors(path, [(name, kept.dtype, kept.shape, kept.read) for name, kept in tensors], metadata)
 
 
 def _bytes(tensor: Tensor) -> memoryview:

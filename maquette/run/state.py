@@ -8,8 +8,9 @@ with tuples still tuples and integer keys still integers (an optimizer's state h
 from __future__ import annotations
 
 import json
-import os
-import re
+import math
+import struct
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +20,46 @@ from maquette.errors import UserError
 from maquette.run.files import atomic_path
 
 _MARK = "$"
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+"""Precisions by their names in a safetensors file."""
 
 
 def write_state(path: Path | str, tree: Any) -> None:
     """Write `tree` to the safetensors file `path`, at once or not at all.
 
-    Tensors are copied to the CPU as they are (dtype kept). Raises ValueError for a value that has no place in a tree,
-    RunFailed when the disk is full.
+    Tensors are written as they are (dtype kept), one after the other, so that ten gigabytes of them take no second ten.
+    Raises ValueError for a value that has no place in a tree, RunFailed when the disk is full.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     tensors: dict[str, torch.Tensor] = {}
     skeleton = json.dumps(_pack(tree, "", tensors))
+    # The largest numbers first, so that every tensor is aligned in the file, as readers like it.
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    listed = [(name, tensors[name].dtype, tuple(tensors[name].shape), tensors[name].cpu) for name in names]
     with atomic_path(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata={"maquette": skeleton})
-        except SafetensorError as error:
-            code = re.search(r"os error (\d+)", str(error))
-            if code is None:
-                raise
-            raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
+        write_tensors(temporary, listed, {"maquette": skeleton})
+
+
+Listed = tuple[str, torch.dtype, tuple[int, ...], Callable[[], torch.Tensor]]
+"""Name, precision, shape and values of a tensor."""
+
+
+def write_tensors(path: Path, listed: Sequence[Listed], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file in the order given, holding no more than one tensor beside those that are there."""
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, dtype, shape, _ in listed:
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": names[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    data = json.dumps(header).encode()
+    data += b" " * (-len(data) % 8)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(data)) + data)
+        for *_, read in listed:
+            file.write(read().contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
 def read_state(path: Path | str, device: torch.device | str = "cpu") -> Any:
@@ -62,7 +82,7 @@ def _pack(tree: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
         key = name or "value"
         while key in tensors:  # {1: ..., "1": ...} is a legal dictionary
             key += "'"
-        tensors[key] = tree.detach().cpu().contiguous().clone()  # a copy, as safetensors refuses shared memory
+        tensors[key] = tree.detach()
         return {_MARK: "tensor", "key": key}
     if tree is None or isinstance(tree, (bool, int, str)):
         return tree
