@@ -21,6 +21,11 @@ class Rays:
     rays_d: Float[Tensor, "*n 3"]
     """Unit directions, world frame."""
 
+    @property
+    def num_rays(self) -> int:
+        """How many rays there are, over all axes."""
+        return self.rays_d.shape[:-1].numel()
+
     def flatten(self) -> Rays:
         """The same rays along one axis."""
         return Rays(self.rays_o.reshape(-1, 3), self.rays_d.reshape(-1, 3))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from maquette.errors import UserError
 from maquette.fields.background import BackgroundConfig, LearnedBackgroundConfig, build_background
+from maquette.fields.base import FieldSample
 from maquette.fields.material import shade
 from maquette.fields.radiance import RadianceConfig, RadianceField
 from maquette.rendering.archive import restore_scene, write_scene
@@ -74,14 +75,10 @@ class VolumeScene(nn.Module):
     def render(self, shot: Shot, generator: torch.Generator | None = None) -> Rendering:
         """Pictures of the scene; with a generator samples are jittered along their rays."""
         rays = cast_rays(shot.cameras, shot.pixels)
-        shape = rays.rays_d.shape[:-1]
         flat = rays.flatten()
-        num_rays = flat.rays_o.shape[0]
         found = march(flat, self.occupancy, self.step_length, draw_offsets(flat, generator))
-        found = self._terminate(found, num_rays)
-        rays_per_camera = num_rays // max(1, shot.cameras.fovy.numel())
-        samples = self._evaluate(found, flat, shot, rays_per_camera)
-        return composite_samples(samples, flat, shot, self.background).reshape(*shape)
+        samples = self._evaluate(self._terminate(found, flat.num_rays), flat, shot)
+        return composite_samples(samples, flat, shot, self.background).reshape(*rays.rays_d.shape[:-1])
 
     @torch.no_grad()
     def _terminate(self, found: March, num_rays: int) -> March:
@@ -98,7 +95,7 @@ class VolumeScene(nn.Module):
         _, trans = packed_weights(density * self.step_length, found.ray_index, num_rays)
         return found.select((trans > self.config.termination).nonzero().squeeze(1))
 
-    def _evaluate(self, found: March, rays: Rays, shot: Shot, rays_per_camera: int) -> Samples:
+    def _evaluate(self, found: March, rays: Rays, shot: Shot) -> Samples:
         """Ask the field about the samples, light them, and weigh them."""
         want = {"density"}
         if shot.shading != "textureless":
@@ -107,13 +104,8 @@ class VolumeScene(nn.Module):
             want |= {"normal", "gradient"}
         answer = self.field(found.positions, want=frozenset(want))
         assert answer.density is not None
-        albedo = torch.ones_like(found.positions) if answer.rgb is None else answer.rgb
-        light = None
-        if shot.light is not None and shot.shading != "albedo":
-            light = shot.light.reshape(-1, 3).to(found.positions).index_select(0, found.ray_index // rays_per_camera)
-        rgb = shade(shot.shading, albedo, answer.normal, found.positions, light, shot.ambient)
         density = answer.density.squeeze(-1)
-        weights, _ = packed_weights(density * self.step_length, found.ray_index, rays.rays_o.shape[0])
+        weights, _ = packed_weights(density * self.step_length, found.ray_index, rays.num_rays)
         return Samples(
             ray_index=found.ray_index,
             t_mid=found.t_mid,
@@ -122,7 +114,7 @@ class VolumeScene(nn.Module):
             rays_d=rays.rays_d,
             density=density,
             weights=weights,
-            rgb=rgb,
+            rgb=light_samples(answer, found, rays, shot),
             normal=answer.normal,
             gradient=answer.gradient,
         )
@@ -180,12 +172,20 @@ class VolumeScene(nn.Module):
         return restore_scene(folder, VolumeConfig, cls)
 
 
-def composite_samples(
-    samples: Samples, rays: Rays, shot: Shot, background: Callable[[Tensor], Tensor], normals: bool = True
-) -> Rendering:
+def light_samples(answer: FieldSample, found: March, rays: Rays, shot: Shot) -> Float[Tensor, "n 3"]:
+    """Colours of samples under the shot's shading; each sample is lit by the light of its camera."""
+    albedo = torch.ones_like(found.positions) if answer.rgb is None else answer.rgb
+    light = None
+    if shot.light is not None and shot.shading != "albedo":
+        rays_per_camera = rays.num_rays // max(1, shot.cameras.fovy.numel())
+        light = shot.light.reshape(-1, 3).to(found.positions).index_select(0, found.ray_index // rays_per_camera)
+    return shade(shot.shading, albedo, answer.normal, found.positions, light, shot.ambient)
+
+
+def composite_samples(samples: Samples, rays: Rays, shot: Shot, background: Callable[[Tensor], Tensor]) -> Rendering:
     """Sum the samples of each of the flat rays and put the background, a function of direction, behind them."""
     parts = [samples.rgb, torch.ones_like(samples.t_mid)[:, None], samples.t_mid[:, None]]
-    if normals and samples.normal is not None:
+    if samples.normal is not None and shot.needs_normals:  # a surface needs them for its opacity too
         parts.append(samples.normal)
     weighted = samples.weights[:, None] * torch.cat(parts, dim=1)
     summed = sum_by_ray(weighted, samples.ray_index, samples.num_rays)

@@ -14,13 +14,12 @@ from torch import Tensor, nn
 
 from maquette.errors import UserError
 from maquette.fields.background import BackgroundConfig, FlatBackgroundConfig, build_background
-from maquette.fields.material import shade
 from maquette.fields.surface import SurfaceField, SurfaceFieldConfig
 from maquette.rendering.archive import restore_scene, write_scene
 from maquette.rendering.base import Rendering, Samples, Shot
 from maquette.rendering.rays import Rays, cast_rays
 from maquette.rendering.sampling import March, OccupancyConfig, OccupancyGrid, draw_offsets, march
-from maquette.rendering.scene import DIAGONAL, composite_samples
+from maquette.rendering.scene import DIAGONAL, composite_samples, light_samples
 from maquette.rendering.sharpness import Cap, Sharpness, neus_alpha, volsdf_density
 from maquette.rendering.volume import packed_weights_from_alpha
 from maquette.run.fingerprints import fingerprint
@@ -112,14 +111,10 @@ class SurfaceScene(nn.Module):
     def render(self, shot: Shot, generator: torch.Generator | None = None) -> Rendering:
         """Pictures of the scene; with a generator samples are jittered along their rays."""
         rays = cast_rays(shot.cameras, shot.pixels)
-        shape = rays.rays_d.shape[:-1]
         flat = rays.flatten()
-        num_rays = flat.rays_o.shape[0]
         found = march(flat, self.occupancy, self.step_length, draw_offsets(flat, generator))
-        found = self._terminate(found, num_rays)
-        rays_per_camera = num_rays // max(1, shot.cameras.fovy.numel())
-        samples = self._evaluate(found, flat, shot, rays_per_camera)
-        return composite_samples(samples, flat, shot, self.background, shot.needs_normals).reshape(*shape)
+        samples = self._evaluate(self._terminate(found, flat.num_rays), flat, shot)
+        return composite_samples(samples, flat, shot, self.background).reshape(*rays.rays_d.shape[:-1])
 
     @torch.no_grad()
     def _terminate(self, found: March, num_rays: int) -> March:
@@ -141,7 +136,7 @@ class SurfaceScene(nn.Module):
         assert cosine is not None
         return neus_alpha(sdf, cosine, self.step_length, self.sharpness(), self.annealed)
 
-    def _evaluate(self, found: March, rays: Rays, shot: Shot, rays_per_camera: int) -> Samples:
+    def _evaluate(self, found: March, rays: Rays, shot: Shot) -> Samples:
         """Ask the field about the samples, light them, and weigh them."""
         want = {"sdf"}
         if shot.shading != "textureless":
@@ -153,15 +148,10 @@ class SurfaceScene(nn.Module):
         directions = rays.rays_d.index_select(0, found.ray_index)
         answer = self.field(found.positions, directions, want=frozenset(want))
         assert answer.sdf is not None
-        albedo = torch.ones_like(found.positions) if answer.rgb is None else answer.rgb
-        light = None
-        if shot.light is not None and shot.shading != "albedo":
-            light = shot.light.reshape(-1, 3).to(found.positions).index_select(0, found.ray_index // rays_per_camera)
-        rgb = shade(shot.shading, albedo, answer.normal, found.positions, light, shot.ambient)
         sdf = answer.sdf.squeeze(-1)
         cosine = None if answer.normal is None else (answer.normal * directions).sum(-1)
         alpha = self._alpha(sdf, cosine)
-        weights, _ = packed_weights_from_alpha(alpha, found.ray_index, rays.rays_o.shape[0])
+        weights, _ = packed_weights_from_alpha(alpha, found.ray_index, rays.num_rays)
         return Samples(
             ray_index=found.ray_index,
             t_mid=found.t_mid,
@@ -170,7 +160,7 @@ class SurfaceScene(nn.Module):
             rays_d=rays.rays_d,
             density=-torch.log1p(-alpha.clamp(max=1 - 1e-7)) / self.step_length,
             weights=weights,
-            rgb=rgb,
+            rgb=light_samples(answer, found, rays, shot),
             normal=answer.normal,
             gradient=answer.gradient,
             sdf=sdf,
