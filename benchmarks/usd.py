@@ -7,12 +7,15 @@ PART is one of
                 score against squared errors, and neither
     views       the view prior's novel views without guidance, with its own null, with the free null
     elevation   the estimate of the picture's elevation at seven true ones
+    agreement   by how much the view prior's raw views contradict each other, and the field's renderings, the refined
+                ones and true renders from the same cameras; a table of what main measured on the way
 
-For each object of the folder (a data pack's val; the first N with a front, shuffled by the seed) the variants of a part
-share one run folder, in which stages that do not differ are made once. Figures are those of the object benchmark and
-are kept one file a variant: the same command goes on where it was stopped, and prints a Markdown table of all that is
-there. `--shard 0/2` and `--shard 1/2` in two processes share the objects out. Ground truth never reaches the method,
-apart from the elevation with `--given`.
+For each object of the folder (a data pack's val; the first N with a front, shuffled by the seed) the variants share
+one run folder, in which stages that do not differ are made once, and so do the parts main and sweeps. Figures are those
+of the object benchmark and are kept one file a variant: the same command goes on where it was stopped, and prints a
+Markdown table of all that is there. `processor` counts every stage that a result rests on, in processor seconds, also
+those that an earlier variant made. `--shard 0/2` and `--shard 1/2` in two processes share the objects out. Ground truth
+never reaches the method, apart from the elevation with `--given`.
 
 `--base guided` takes away what holds nano's field to the sampled views after the warm start, and lets the guidance
 move it further: with nano's own settings these views and the picture decide more than the guidance does.
@@ -23,8 +26,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,15 +37,17 @@ from maquette.asset import Mesh, load_mesh
 from maquette.evaluation.objects import ObjectBenchmark, choose_objects
 from maquette.evaluation.quality import bootstrap_interval
 from maquette.evaluation.truth import Protocol, Truth
-from maquette.images import CameraEstimate, ImagePrompt, Prompt, save_image, sheet
+from maquette.images import CameraEstimate, ImagePrompt, Prompt, Views, save_image, sheet
 from maquette.methods import usd
 from maquette.priors.hub import load_free_prior, load_view_prior
 from maquette.rendering import render_mesh
 from maquette.run import Run, fingerprint
 from maquette.run.files import write_json
+from maquette.run.record import read_log
 from maquette.schedules import Constant, Linear
-from maquette.stages.elevation import estimate_elevation
+from maquette.stages.elevation import disagreement, estimate_elevation, shrink
 from maquette.stages.novel import sample_novel_views
+from maquette.stages.translate import Translated
 
 FIGURES = ("psnr", "ssim", "perceptual", "silhouette_iou", "chamfer", "volume_iou")
 TRUE_ELEVATIONS = (-15.0, 0.0, 15.0, 30.0, 45.0, 60.0, 70.0)
@@ -116,16 +120,24 @@ def reconstruct(
     inputs = {"prompt": fingerprint(truth.prompt), "given": given}
     for name in variants:
         with Run.open(folder / "run", config=base, seed=seed, method="usd", inputs=inputs, quiet=True) as run:
-            began, processor = time.perf_counter(), time.process_time()
             asset = usd.usd(Prompt(truth.prompt, camera=camera), variants[name](base), run)
-            spent = {"seconds": time.perf_counter() - began, "processor": time.process_time() - processor}
+            cost = spent(run)
         asset.save(figures_file(folder, name).with_suffix(".glb"))
         cameras = truth.protocol.circle(4, 20.0, 128, azimuth=30.0)
         seen = [render_mesh(mesh, cameras, samples=2).views() for mesh in (truth.mesh, truth.aligned(asset.mesh))]
         rows = torch.cat([views.composite(torch.ones(3)) for views in seen])
         save_image(figures_file(folder, name).with_suffix(".png"), sheet(rows, columns=4))
-        write_json(figures_file(folder, name), {**truth.score(asset.mesh), **spent})
+        if name == "usd refined":
+            agree(truth.mesh, folder)
+        write_json(figures_file(folder, name), {**truth.score(asset.mesh), **cost})
         report(folder, name)
+
+
+def spent(run: Run) -> dict[str, float]:
+    """Seconds, and processor seconds, of all stages that the newest result of a run rests on, whoever made them."""
+    stages = {stage.name for stage in run.times}
+    lines = [line for line in read_log(run.folder) if line.get("event") == "finished" and line["stage"] in stages]
+    return {"seconds": sum(line["took"] for line in lines), "processor": sum(line["processor"] for line in lines)}
 
 
 def sample_views(truth: Truth, folder: Path, base: usd.Config, seed: int) -> None:
@@ -170,6 +182,23 @@ def estimate(mesh: Mesh, elevation: float, folder: Path, base: usd.Config, seed:
     report(folder, name)
 
 
+def agree(mesh: Mesh, folder: Path) -> None:
+    """The disagreement of views around the object, as the search for the elevation measures it, in an object's run."""
+    stages = folder / "run" / "stages"
+    raw = Views.load(stages / "views" / "result")
+    sets = {
+        "raw views": raw,
+        "renderings": Views.load(stages / "renderings" / "result")[: len(raw)],
+        "refined": Translated.load(stages / "refined" / "result").views[: len(raw)],
+        "true views": render_mesh(mesh, raw.cameras, samples=3).views(),
+    }
+    for name, views in sets.items():
+        assert views.masks is not None
+        pictures = shrink(torch.cat([views.composite(torch.ones(3)), views.masks], dim=1), 32)
+        value = disagreement(pictures, views.cameras.with_size(32, 32))
+        write_json(figures_file(folder, name), {"disagreement": float(value)})
+
+
 def figures_file(folder: Path, name: str) -> Path:
     """Where the figures of a variant of an object are kept."""
     return folder / f"{name.replace(' ', '-').replace(',', '')}.json"
@@ -182,14 +211,16 @@ def report(folder: Path, name: str) -> None:
     print(folder.name, name, " ".join(shown), flush=True)
 
 
-def table(out: Path, ids: list[str], columns: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
-    """Means over the objects that have every variant, as Markdown and as data, with the paired difference of the first
-    figure from the variant "usd" where there is one (95 % bootstrap intervals).
+def table(out: Path, ids: list[str], variants: Collection[str], columns: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
+    """Means over the objects that have each of the `variants` that any has, as Markdown and as data, with the paired
+    difference of the first figure from the variant "usd" where there is one (95 % bootstrap intervals).
     """
-    found = {id: {p.stem: json.loads(p.read_text("utf-8")) for p in (out / id).glob("*.json")} for id in ids}
-    names = sorted(
-        {name for variants in found.values() for name in variants}, key=lambda name: list(map(str, ORDER)).index(name)
-    )
+    files = {figures_file(Path(), name).stem: name for name in variants}
+    found = {
+        id: {p.stem: json.loads(p.read_text("utf-8")) for p in (out / id).glob("*.json") if p.stem in files}
+        for id in ids
+    }
+    names = [name for name in files if any(name in measured for measured in found.values())]
     whole = [id for id in ids if names and all(name in found[id] for name in names)]
     compared = "usd" in names
     last = [f"{columns[0]} against usd"] if compared else ["median error"] if "error" in columns else []
@@ -216,10 +247,14 @@ def table(out: Path, ids: list[str], columns: tuple[str, ...]) -> tuple[str, dic
     return "\n".join(lines), data
 
 
-ORDER = [
-    *(name.replace(" ", "-").replace(",", "") for name in {**MAIN, **SWEEPS}),
-    "no-guidance", "own-null", "free-null-1.5", "free-null", *(f"true-{e:g}" for e in TRUE_ELEVATIONS),
-]  # fmt: skip
+VARIANTS: dict[str, Collection[str]] = {
+    "main": MAIN,
+    "sweeps": SWEEPS,
+    "views": ("no guidance", "own null", "free null 1.5", "free null"),
+    "elevation": tuple(f"true {elevation:g}" for elevation in TRUE_ELEVATIONS),
+    "agreement": ("raw views", "renderings", "refined", "true views"),
+}
+"""Part -> its variants, in the order of the table."""
 
 
 def main(options: argparse.Namespace) -> None:
@@ -227,11 +262,13 @@ def main(options: argparse.Namespace) -> None:
     rows = choose_objects(options.folder, ObjectBenchmark(limit=options.limit, seed=options.seed))
     base = base_config(options)
     shard, shards = (int(part) for part in options.shard.split("/"))
-    part = "-".join([options.part, *([options.base] if options.base != "nano" else []), *["given"] * options.given])
+    settings = [*([options.base] if options.base != "nano" else []), *["given"] * options.given]
     # The estimates at all elevations of an object stand beside each other; other parts have a folder an elevation.
-    out = options.out / (part if options.part == "elevation" else f"{part}-{options.elevation:g}-{options.quality}")
+    settings += [] if options.part == "elevation" else [f"{options.elevation:g}"]
+    kind = "objects" if options.part in ("main", "sweeps", "agreement") else options.part
+    out = options.out / "-".join([kind, *settings, options.quality])
     for index, row in enumerate(rows):
-        if index % shards != shard:
+        if index % shards != shard or options.part == "agreement":  # which main has measured on the way
             continue
         folder = out / row["id"]
         mesh = load_mesh(options.folder / row["file"]).normalized()
@@ -239,7 +276,7 @@ def main(options: argparse.Namespace) -> None:
             for elevation in TRUE_ELEVATIONS:
                 estimate(mesh, elevation, folder, base, options.seed)
             continue
-        everything = MAIN if options.part == "main" else SWEEPS
+        everything = {name: change for name, change in {**MAIN, **SWEEPS}.items() if name in chosen_variants(options)}
         missing = {name: change for name, change in everything.items() if not figures_file(folder, name).exists()}
         if options.part != "views" and not missing:
             continue
@@ -248,10 +285,23 @@ def main(options: argparse.Namespace) -> None:
             sample_views(truth, folder, base, options.seed)
         else:
             reconstruct(truth, folder, base, missing, options.seed, options.given)
-    columns = {"views": ("psnr", "ssim", "perceptual", "silhouette_iou"), "elevation": ("found", "error", "reliable")}
-    text, data = table(out, [row["id"] for row in rows], columns.get(options.part, (*FIGURES, "processor")))
-    write_json(out / "table.json", data)
+    columns = {
+        "views": ("psnr", "ssim", "perceptual", "silhouette_iou"),
+        "elevation": ("found", "error", "reliable"),
+        "agreement": ("disagreement",),
+    }
+    shown = columns.get(options.part, (*FIGURES, "processor"))
+    text, data = table(out, [row["id"] for row in rows], chosen_variants(options), shown)
+    write_json(out / f"{options.part}.json", data)
     print(text)
+
+
+def chosen_variants(options: argparse.Namespace) -> Collection[str]:
+    """The variants of the part, or those of them that were asked for."""
+    everything = VARIANTS[options.part]
+    if unknown := [name for name in options.variants or () if name not in everything]:
+        raise SystemExit(f"{options.part} has no variant {unknown[0]!r}; it has {', '.join(everything)}")
+    return [name for name in everything if options.variants is None or name in options.variants]
 
 
 def arguments() -> argparse.Namespace:
@@ -259,7 +309,7 @@ def arguments() -> argparse.Namespace:
     repository = Path(__file__).resolve().parent.parent
     shared = Path(os.environ.get("MAQUETTE_SHARED", repository.parent / "shared"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("main", "sweeps", "views", "elevation"))
+    parser.add_argument("part", choices=tuple(VARIANTS))
     parser.add_argument("folder", nargs="?", type=Path, default=shared / "data" / "objects" / "val")
     parser.add_argument("--out", type=Path, default=Path("runs/usd"), help="folder for figures, pictures and runs")
     parser.add_argument("--limit", type=int, default=12, help="objects")
@@ -267,6 +317,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--given", action="store_true", help="tell the method the elevation")
     parser.add_argument("--quality", choices=("draft", "default", "high"), default="draft")
     parser.add_argument("--base", choices=("nano", "guided"), default="nano", help="what variants start from")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="of main or sweeps, only these")
     parser.add_argument("--weights", type=Path, help="another package of the view prior")
     parser.add_argument("--free-weights", type=Path, help="another package of the free prior")
     parser.add_argument("--shard", default="0/1", help="I/N: only every N-th object, from the I-th on")
