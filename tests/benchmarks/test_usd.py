@@ -8,9 +8,18 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+import trimesh
 
+from maquette.asset import Mesh
+from maquette.cameras import Cameras, orbit
+from maquette.images import Views
 from maquette.methods import usd
+from maquette.rendering import render_mesh
+from maquette.run import Run
+from maquette.stages.translate import Attempt, TranslateConfig, Translated
 
 FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "usd.py"
 spec = importlib.util.spec_from_file_location("usd_benchmark", FILE)
@@ -58,13 +67,58 @@ def figures(tmp_path):
 
 
 def test_the_table_compares_objects_that_have_everything(figures):
-    text, data = benchmark.table(figures, ["horse", "robot", "half"], ("psnr", "ssim"))
+    text, data = benchmark.table(figures, ["horse", "robot", "half"], benchmark.MAIN, ("psnr", "ssim"))
     lines = text.splitlines()
     assert lines[0].startswith("| 2 objects | psnr | ssim | psnr against usd")
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["sds", "lambda-0", "usd", "usd-refined"]
     assert data["objects"] == ["horse", "robot"]
     assert data["variants"]["usd-refined"]["difference"] == pytest.approx([2.0, 1.0, 3.0])
     assert data["variants"]["usd"]["mean"]["psnr"] == 20.5 and "| 20.50 | 0.500 | – |" in lines[4]
+
+
+def work(run):
+    """A stage that takes some time."""
+    return sum(number**0.5 for number in range(200_000))
+
+
+def test_a_variant_costs_what_its_stages_cost_whoever_made_them(tmp_path):
+    costs = []
+    for names in (["field", "mesh"], ["field", "mesh"], ["field"]):
+        with Run.open(tmp_path / "run", quiet=True) as run:
+            for name in names:
+                run.stage(name, work)
+            costs.append(benchmark.spent(run))
+    whole, again, part = costs
+    assert whole == again and 0 < part["processor"] < whole["processor"]
+
+
+def test_main_and_sweeps_lie_in_one_folder_and_have_tables_of_their_own(figures):
+    text, _ = benchmark.table(figures, ["horse", "robot"], benchmark.SWEEPS, ("psnr", "ssim"))
+    assert [line.split("|")[1].strip() for line in text.splitlines()[2:]] == ["usd", "usd-refined"]
+
+
+def test_views_of_one_object_agree_more_than_copies_of_one_view(tmp_path):
+    """What the run of "usd refined" left there: raw views, more renderings, their first ones refined."""
+    box = trimesh.creation.box((0.8, 0.5, 1.0))
+    colours = np.clip(box.vertices + 0.5, 0, 1)
+    mesh = Mesh(np.asarray(box.vertices), np.asarray(box.faces), vertex_colors=colours)
+    around = orbit(6, elevation=20.0, height=32, width=32)
+    seen = render_mesh(mesh, around).views()
+    assert seen.masks is not None
+    copied = Views(seen.images[[0] * 6], seen.masks[[0] * 6], around)
+    stages = tmp_path / "run" / "stages"
+    copied.save(stages / "views" / "result")
+    more = render_mesh(mesh, Cameras.cat([around, orbit(2, elevation=40.0, height=32, width=32)])).views()
+    more.save(stages / "renderings" / "result")
+    attempts = (Attempt(view=0, attempt=0, seed=0, caption="", accepted=True, reason="the last"),)
+    pictures = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    Translated(seen, tuple(range(6)), attempts, pictures, TranslateConfig()).save(stages / "refined" / "result")
+    benchmark.agree(mesh, tmp_path)
+    text, data = benchmark.table(tmp_path.parent, [tmp_path.name], benchmark.VARIANTS["agreement"], ("disagreement",))
+    found = {name: variant["mean"]["disagreement"] for name, variant in data["variants"].items()}
+    assert list(found) == ["raw-views", "renderings", "refined", "true-views"] and "| raw-views |" in text
+    assert found["raw-views"] > 1.25 * found["true-views"] and found["renderings"] < 1.15 * found["true-views"]
+    assert found["refined"] == pytest.approx(found["renderings"], abs=0.02)
 
 
 def test_a_base_that_leaves_the_guidance_alone_with_the_field():
