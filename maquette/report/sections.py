@@ -52,7 +52,11 @@ def _height(run: RunRecord, camera: Mapping[str, Any]) -> str:
         said, tag = f"The picture seems to have been taken from {degrees}.", '<span class="tag good">reliable</span>'
     else:
         assumed = f"{run.setting('default_elevation'):g}\N{DEGREE SIGN}"
-        said = f"The best guess of the height is {degrees}, but others fit nearly as well; {assumed} was taken."
+        doubt = "others fit nearly as well"
+        if camera.get("rise") is not None:
+            lift, rise = (f"{camera[name]:+.0f}\N{DEGREE SIGN}" for name in ("lift", "rise"))
+            doubt = f"a view that the prior moved by {lift} was found {rise} away, so the picture hardly counted"
+        said = f"The best guess of the height is {degrees}, but {doubt}; {assumed} was taken."
         tag = '<span class="tag care">not reliable</span>'
     advice = "If you know it, say so with --elevation."
     return f"<p>{escape(said)} {tag}</p>{paragraphs(advice, kind='quiet')}"
@@ -159,7 +163,9 @@ def _additions(run: RunRecord) -> str:
     items = ""
     for name in used:
         title, sentence = words.ADDITIONS[name]
-        if name == "prompt_view" and camera is not None and not camera["reliable"]:
+        # An elevation that is not reliable is replaced; only a camera that was located decides about this.
+        located = camera if camera is not None and camera.get("event") != "elevation" else None
+        if name == "prompt_view" and located is not None and not located["reliable"]:
             sentence += " Switched off in this run: the viewpoint was not reliable."
         items += f"<li><b>{escape(title)}</b> <code>{escape(name)}</code><br>{escape(sentence)}</li>"
     intro = paragraphs(

@@ -130,6 +130,21 @@ def test_an_unreliable_viewpoint_is_said_to_be_unused(tmp_path):
     assert "Switched off in this run" in text and "was trusted" not in text
 
 
+def test_an_elevation_that_does_not_follow_is_said_to_be_unused(tmp_path):
+    folder = make_run(tmp_path / "run", steps=3)
+    config = json.loads((folder / "config.json").read_text())
+    config["config"] |= {"default_elevation": 15.0, "prompt_view": {}}
+    (folder / "config.json").write_text(json.dumps(config))
+    found = {"event": "elevation", "azimuth": 0.0, "elevation": 2.0, "reliable": False, "lift": 30.0, "rise": 1.2}
+    with (folder / "log.jsonl").open("a") as log:
+        log.write(json.dumps({"seconds": 1.0, "stage": "views", "step": None, **found}) + "\n")
+    text = Outline(write_report(folder).read_text()).text
+    assert (
+        "moved by +30\N{DEGREE SIGN} was found +1\N{DEGREE SIGN} away" in text and "15\N{DEGREE SIGN} was taken" in text
+    )
+    assert "not reliable" in text and "Switched off in this run" not in text, "the picture itself was used"
+
+
 def test_the_paper_has_nothing_added(run_folder):
     config = json.loads((run_folder / "config.json").read_text())
     config["config"] |= {"warm_start": None, "keep_views": None, "prompt_view": None, "prior": "imagedream"}
