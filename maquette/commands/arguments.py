@@ -52,19 +52,23 @@ def parse(kind: type[T], arguments: Sequence[str], command: str, *, about: str =
     except SystemExit as stop:
         known = [*option_names(kind), *(choice.option for choice in choices)]
         raise UserError(_sentence(said.getvalue(), known, command)) from stop
-    _refuse_no_numbers(found)
+    _check_numbers(found)
     return found
 
 
-def _refuse_no_numbers(values: Any, prefix: str = "") -> None:
-    """UserError for NaN or an infinity: they pass every check that compares, and end a run in the middle."""
+def _check_numbers(values: Any, prefix: str = "") -> None:
+    """UserError for what no option takes: NaN and infinities, which pass every check that compares and end a run in
+    the middle, and seeds that not every generator takes.
+    """
     for field in dataclasses.fields(values):
         value, name = getattr(values, field.name), f"{prefix}{field.name.replace('_', '-')}"
         if dataclasses.is_dataclass(value):
-            _refuse_no_numbers(value, "" if name == FLAT else f"{name}.")
+            _check_numbers(value, "" if name == FLAT else f"{name}.")
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, float) and not math.isfinite(number):
                 raise UserError(f"--{name}: expected a finite number, got {number}")
+        if field.name == "seed" and isinstance(value, int) and not 0 <= value < 1 << 63:
+            raise UserError(f"--{name}: expected a whole number from 0 to 2^63 - 1, got {value}")
 
 
 def _with_components(kind: type[T], words: list[str]) -> tuple[type[T], list[str], list[Choice]]:

@@ -83,6 +83,8 @@ class Run:
         when the disk is full.
         """
         folder = Path(folder)
+        if not 0 <= seed < 1 << 63:  # what all generators take
+            raise UserError(f"a seed is a whole number from 0 to 2^63 - 1, got {seed}")
         chosen = resolve_device(device)
         settings = {
             "maquette": __version__,

@@ -153,6 +153,8 @@ MISTAKES = [
     (["sketch", "IMAGE", "--preset", "nanu"], ["--preset: expected one of nano, paper, got 'nanu'", "'nano'"]),
     (["sketch", "IMAGE", "--quality"], ["--quality: expected one of draft, default, high"]),
     (["sketch", "IMAGE", "--seed"], ["--seed: a value is missing"]),
+    (["sketch", "IMAGE", "--seed", "-1"], ["--seed: expected a whole number from 0 to 2^63 - 1, got -1"]),
+    (["sketch", "IMAGE", "--seed", str(1 << 63)], ["--seed: expected a whole number from 0 to 2^63 - 1"]),
     (["sketch", "IMAGE", "--steps", "0"], ["--steps", "at least 1, got 0"]),
     (["sketch", "IMAGE", "--elevation", "100"], ["--elevation", "-90 to 90, got 100"]),
     (["sketch", "IMAGE", "--shape.side", "1"], ["no option --shape.side"]),

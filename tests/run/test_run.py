@@ -186,6 +186,13 @@ def test_a_folder_with_other_settings_is_refused_naming_the_first(tmp_path):
     assert CALLS == ["scatter", "walk"]
 
 
+@pytest.mark.parametrize("seed", [-1, 1 << 63])
+def test_seeds_that_a_generator_does_not_take_are_refused(tmp_path, seed):
+    with pytest.raises(UserError, match="a seed is a whole number"):
+        open_run(tmp_path / "a", seed=seed)
+    assert not (tmp_path / "a").exists()
+
+
 def test_a_run_that_made_nothing_is_in_nobodys_way(tmp_path):
     """One that failed at the door, of a misspelt option, must not block the command as it was meant."""
     with pytest.raises(UserError, match="no such prior"), open_run(tmp_path / "a", seed=3):
