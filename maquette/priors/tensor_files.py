@@ -15,6 +15,7 @@ import collections
 import io
 import json
 import math
+import mmap
 import pickle
 import struct
 import zipfile
@@ -30,6 +31,8 @@ from maquette.errors import UserError
 from maquette.run.state import DTYPES, write_tensors
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+LARGE = 1 << 20
+"""Bytes from which on a tensor is read into pages of its own."""
 
 _STORAGES = {
     "FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16,
@@ -135,7 +138,7 @@ class _Reader:
     """Values to read where there is a stride."""
 
     def __call__(self) -> Tensor:
-        values = torch.empty(self.length if self.stride is not None else math.prod(self.shape), dtype=self.dtype)
+        values = _room(self.length if self.stride is not None else math.prod(self.shape), self.dtype)
         target = values.view(torch.uint8).numpy().data
         with open(self.path, "rb", buffering=0) as file:
             file.seek(self.offset)
@@ -146,6 +149,16 @@ class _Reader:
                     raise UserError(f"{self.path} ends in the middle of a tensor; copy or fetch it again")
                 done += count
         return values.view(self.shape) if self.stride is None else values.as_strided(self.shape, self.stride)
+
+
+def _room(count: int, dtype: torch.dtype) -> Tensor:
+    """An empty vector; a large one in pages of its own, which the system has back as soon as nobody looks at it.
+
+    In the heap, tensors that are read, converted and dropped one after the other leave holes between the converted
+    ones: 180 MiB instead of 96 for 24 tensors of 8 MiB that become half precision.
+    """
+    size = count * dtype.itemsize
+    return torch.empty(count, dtype=dtype) if size < LARGE else torch.frombuffer(mmap.mmap(-1, size), dtype=dtype)
 
 
 # torch.save

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from maquette.diffusion.image_prompt import Resampler
 from maquette.diffusion.unet import ImagePromptConfig, MultiViewUNet, UNetConfig
 from maquette.priors import layout_ldm
 from maquette.priors.checkpoints import Entry, KeyTable, load
+from maquette.priors.tensor_files import StoredTensor, write_safetensors, write_torch
 
 FULL = "_full_checkpoint"
 UNETS = [
@@ -71,6 +75,37 @@ def test_published_unets(shared, name, prefix):
         network = MultiViewUNet(config)
     assert_round_trip(network, layout_ldm.unet(config), published, prefix)
     assert sum(p.numel() for p in network.parameters()) == meta["num_elements"]
+
+
+def test_what_the_image_prompt_adds_to_the_u_net(shared):
+    """The listing of those parameters alone is what ImageDream's table has and MVDream's has not."""
+    meta, published = listing(shared, "imagedream_ip_parameters")
+    config = UNetConfig(image_prompt=ImagePromptConfig())
+    whole, words = layout_ldm.unet(config), set(layout_ldm.unet(UNetConfig()).published())
+    table = KeyTable(tuple(entry for entry in whole.entries if not words.issuperset(entry.published)))
+    with torch.device("meta"):
+        state = MultiViewUNet(config).state_dict()
+    ours = table.read(published)
+    assert {name: tensor.shape for name, tensor in ours.items()} == {name: state[name].shape for name in table.ours()}
+    back = table.write({name: state[name] for name in table.ours()})
+    assert {name: tensor.shape for name, tensor in back.items()} == {n: t.shape for n, t in published.items()}
+    assert sum(tensor.numel() for tensor in ours.values()) == meta["num_elements"]
+
+
+LISTINGS = {
+    *(name for name, _ in UNETS), *(name for name, _ in OTHERS), "imagedream_ip_parameters",
+    # Whole files: tests/priors/test_published.py and tests/benchmarks/test_rehearsal.py.
+    "imagedream_pixel_full_checkpoint", "imagedream_local_full_checkpoint", "mvdream_sd21_4view_full_checkpoint",
+    "mvdream_sd15_4view_full_checkpoint", "zero123_ldm_original",
+    # Folders: tests/priors/test_layout_diffusers.py.
+    "zero123_diffusers_unet", "zero123_diffusers_vae", "zero123_diffusers_image_encoder",
+    "zero123_diffusers_camera_projection", "zero123_diffusers_layout", "zero123_ldm_to_diffusers_map",
+}  # fmt: skip
+
+
+def test_no_listing_is_left_out(shared):
+    """A new listing needs a round trip of its own."""
+    assert {path.stem for path in shared("reference", "manifests").glob("*.json")} == LISTINGS
 
 
 @pytest.mark.parametrize("name", ["mvdream_sd21_4view", "mvdream_sd15_4view", "imagedream_local", "imagedream_pixel"])
@@ -228,3 +263,49 @@ def test_networks_that_are_only_ours_have_no_table():
         layout_ldm.unet(both)
     with pytest.raises(ValueError, match="only ours"):
         layout_ldm.unet(replace(SMALL, image_prompt=replace(SMALL_PROMPT, resample=False)))
+
+
+STREAMED = """
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from maquette.priors.checkpoints import Entry, KeyTable, stream
+from maquette.priors.tensor_files import open_tensors
+
+with torch.device("meta"):
+    module = nn.ParameterDict({f"p{i}": nn.Parameter(torch.empty(1 << 21)) for i in range(COUNT)})
+table = KeyTable(tuple(Entry(f"p{i}", (f"t{i}",)) for i in range(COUNT)))
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+before = peak()
+stream(module, open_tensors(Path(sys.argv[1])), table, dtype=torch.float16)
+print(peak() - before)
+assert module["p3"].dtype is torch.float16 and float(module["p3"].detach()[5]) == 3.0
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs a system that tells a process's peak memory")
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_beside_the_network_one_tensor_is_in_memory(tmp_path, suffix):
+    """24 tensors of 8 MiB in float32 become 96 MiB of float16, and nothing like the file's 192 MiB stands beside."""
+    count, size = 24, 8 << 20
+    path = tmp_path / f"a.{suffix}"
+    listed = [
+        (f"t{i}", StoredTensor(torch.float32, (1 << 21,), lambda i=i: torch.full((1 << 21,), float(i))))
+        for i in range(count)
+    ]
+    if suffix == "pt":
+        write_torch(path, listed)
+    else:
+        write_safetensors(path, listed, {})
+    script = STREAMED.replace("COUNT", str(count))
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", script, str(path)], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert count * size / 2 * 0.8 < int(done.stdout) < count * size / 2 + 4 * size

@@ -132,6 +132,11 @@ def test_both_layouts_lead_to_the_same_parameters(shared):
             for name, target in recorded[part].items()
         }
         assert composed == listed
+    for i, layer in enumerate(layout_diffusers.CAMERA_PROJECTIONS.values()):
+        theirs = {e.ours: e.published[0] for e in layout_diffusers.camera_projection(layer).entries}
+        composed = {"cc_projection." + e.published[0]: theirs[e.ours] for e in layout_ldm.camera_projection().entries}
+        variants = {name: value.split(" / ")[i].split(" ")[0] for name, value in recorded["camera_projection"].items()}
+        assert composed == variants
 
 
 @pytest.mark.parametrize(
