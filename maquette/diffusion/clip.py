@@ -38,7 +38,7 @@ class VisionConfig:
     heads: int = 16
     mlp_width: int = 5120
     embed_dim: int = 1024
-    """Length of the global embedding."""
+    """Length of the global embedding; 0 where a tower was published without its projection."""
     activation: Activation = "gelu"
 
     @property
@@ -112,7 +112,7 @@ class VisionTower(nn.Module):
             Block(width, config.heads, config.mlp_width, config.activation, causal=False) for _ in range(config.layers)
         )
         self.norm_out = nn.LayerNorm(width)
-        self.projection = nn.Linear(width, config.embed_dim, bias=False)
+        self.projection = nn.Linear(width, config.embed_dim, bias=False) if config.embed_dim else None
 
     def forward(self, pixels: Float[Tensor, "n 3 s s"]) -> ImageFeatures:
         """Features of pixels as `clip_pixels` makes them. Differentiable."""
@@ -126,7 +126,8 @@ class VisionTower(nn.Module):
         tokens = local = self.norm_in(tokens)
         for block in self.blocks:
             local, tokens = tokens, block(tokens)
-        pooled = self.projection(self.norm_out(tokens[:, 0]))
+        pooled = self.norm_out(tokens[:, 0])
+        pooled = pooled[:, :0] if self.projection is None else self.projection(pooled)
         return ImageFeatures(local, F.normalize(pooled, dim=-1), pooled)
 
 

@@ -13,8 +13,8 @@ import torch
 from maquette.errors import UserError
 from maquette.priors.cards import CARD_FILE, Card, read_card
 from maquette.priors.clip_tokenizer import read_tokenizer
-from maquette.priors.hub import PUBLISHED, open_package, open_published
-from maquette.priors.published import MODELS, packaged, unpackaged
+from maquette.priors.hub import PUBLISHED, open_package, open_released
+from maquette.priors.published import packaged, unpackaged
 from maquette.priors.tensor_files import write_safetensors, write_torch
 from maquette.priors.weights_folder import FoundWeights
 from maquette.run.files import atomic_path, write_json
@@ -29,8 +29,7 @@ def to_package(found: FoundWeights, folder: Path, dtype: torch.dtype | None = to
     UserError naming what does not fit; `folder` is then as it was.
     """
     model = found.model
-    config = MODELS[model.name]()
-    file = open_published(found, config)
+    config, file, facts = open_released(found)
     merges = found.merges()
     read_tokenizer(merges, config.text.vocabulary)  # or the package would be of no use
     listed = list(packaged(file, config, dtype))
@@ -45,7 +44,8 @@ def to_package(found: FoundWeights, folder: Path, dtype: torch.dtype | None = to
     card = {
         "name": model.name, "kind": PUBLISHED, "licence": model.licence.name,
         "commercial": model.licence.commercial, "terms": model.licence.terms, "role": model.role,
-        "source": model.source.repo, "file": found.file.name, "source_sha256": file_sha256(found.file),
+        **{"source_sha256" if key == "sha256" else "source_files" if key == "files" else key: value
+           for key, value in facts.items()},
         "tokenizer": _entry(folder / kept), "config": plain(config), "files": [_entry(target)],
     }  # fmt: skip
     write_json(folder / CARD_FILE, card)
@@ -58,6 +58,8 @@ def to_published(card: Card, target: Path, dtype: torch.dtype | None = None) -> 
     Numbers become `dtype` (None: as in the package).
     """
     config, file, _ = open_package(card, card.name)
+    if config.family.endswith("-folder"):
+        raise UserError(f"{card.path} was made from a folder of another layout, which is its way back; keep it")
     if target.exists():
         raise UserError(f"{target} is there already; choose another file with --out")
     with atomic_path(target) as temporary:

@@ -27,11 +27,13 @@ from maquette.priors.checkpoints import Entry, KeyTable, stream
 from maquette.priors.clip_tokenizer import read_tokenizer
 from maquette.priors.identify import compare
 from maquette.priors.multiview import MultiViewPrior
+from maquette.priors.multiview_folder import open_folder
 from maquette.priors.nano.package import NanoPrior, load_nano, save_nano
 from maquette.priors.placement import current_placement, placed
 from maquette.priors.published import MODELS, PublishedConfig, assemble, completed, load_networks, outline, parts
 from maquette.priors.registry import ALIASES, Model, find_model
 from maquette.priors.single_view import STABLE_DIFFUSION_MODELS, ZERO123_MODELS, load_single_view
+from maquette.priors.single_view_files import looks_like
 from maquette.priors.single_view_package import unpack_single_view
 from maquette.priors.stable_diffusion import StableDiffusionPrior
 from maquette.priors.tensor_files import TensorFile, open_tensors
@@ -209,10 +211,10 @@ def _load_published(found: FoundWeights, device: torch.device, dtype: torch.dtyp
             networks[name] = module
         facts["sha256"] = card.sha256
     else:
-        config, merges = MODELS[model.name](), found.merges()
-        file = open_published(found, config)
+        config, file, read = open_released(found)
+        merges = found.merges()
         networks = load_networks(file, config, device=device, dtype=dtype)
-        facts |= {"source": model.source.repo, "file": found.file.name, "sha256": file_sha256(found.file)}
+        facts |= read
     tokenizer = read_tokenizer(
         merges, config.text.vocabulary, config.text.context_length, "end" if config.family == "mvdream-sd15" else "zero"
     )
@@ -221,15 +223,29 @@ def _load_published(found: FoundWeights, device: torch.device, dtype: torch.dtyp
     return replace(prior, weights=facts)
 
 
+def open_released(found: FoundWeights) -> tuple[PublishedConfig, TensorFile, dict[str, Any]]:
+    """Configuration and tensors of a released model, and what is worth noting of its files, with their sha256: the
+    authors' checkpoint, or a folder that others exported. UserError naming what does not fit.
+    """
+    config = MODELS[found.model.name]()
+    if found.root.is_dir():
+        return open_folder(found.root, config.use)
+    file = open_published(found, config)
+    facts = {"source": found.model.source.repo, "file": found.file.name, "sha256": file_sha256(found.file)}
+    return config, file, facts
+
+
 def open_published(found: FoundWeights, config: PublishedConfig) -> TensorFile:
     """A released file with all names of its model. UserError saying what it lacks, and which model it looks like."""
     file = open_tensors(found.file)
     try:
         return completed(file, config, found.towers())
     except UserError as error:
+        if "is not the model" not in str(error):
+            raise  # it is, but for a part that belongs beside it
         likely = next((match for match in compare(file) if match.exact), None)
         if likely is None or found.model.name in likely.models:
-            raise
+            raise UserError(f"{error} It looks like {looks_like(file)}.") from None
         raise UserError(f"{error} It looks like {' or '.join(likely.models)}; ask for it by that name.") from None
 
 

@@ -90,7 +90,7 @@ def autoencoder(config: AutoencoderConfig, *, old_names: bool = False) -> KeyTab
 
 
 def image_encoder(config: VisionConfig) -> KeyTable:
-    """`CLIPVisionModelWithProjection`; ours is a `VisionTower`."""
+    """`CLIPVisionModelWithProjection`, or `CLIPVisionModel` for a tower without one; ours is a `VisionTower`."""
     return KeyTable(
         (
             Entry("class_token", ("vision_model.embeddings.class_embedding",)),
@@ -99,7 +99,7 @@ def image_encoder(config: VisionConfig) -> KeyTable:
             # Spelled that way in the published files.
             *layers("", "vision_model", {"norm_in": "pre_layrnorm", "norm_out": "post_layernorm"}),
             *clip_blocks_huggingface("blocks", "vision_model.encoder.layers", config.layers),
-            *weights("projection", "visual_projection", bias=False),
+            *(weights("projection", "visual_projection", bias=False) if config.embed_dim else ()),
         ),
         ignored=(r"vision_model\.embeddings\.position_ids",),
     )

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from maquette.diffusion.autoencoder import Autoencoder, AutoencoderConfig
-from maquette.diffusion.clip import CLIP, TextConfig, TextTower, VisionConfig, vit_h14, vit_l14
+from maquette.diffusion.clip import CLIP, TextConfig, TextTower, VisionConfig, VisionTower, vit_h14, vit_l14
 from maquette.diffusion.schedule import NoiseSchedule
 from maquette.diffusion.unet import ImagePromptConfig, MultiViewUNet, UNetConfig
 from maquette.errors import UserError
-from maquette.priors import layout_ldm
+from maquette.priors import layout_diffusers, layout_ldm
 from maquette.priors.checkpoints import KeyTable, stream
 from maquette.priors.clip_encoders import ClipImageEncoder, ClipTextEncoder
 from maquette.priors.clip_tokenizer import ClipTokenizer
@@ -29,7 +29,7 @@ from maquette.priors.codecs import KLCodec
 from maquette.priors.multiview import MultiViewConfig, MultiViewPrior
 from maquette.priors.tensor_files import StoredTensor, TensorFile, open_tensors
 
-Family = Literal["imagedream", "mvdream-sd21", "mvdream-sd15"]
+Family = Literal["imagedream", "mvdream-sd21", "mvdream-sd15", "imagedream-folder", "mvdream-folder"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class PublishedConfig:
     """What a released multi-view model is made of, apart from its weights."""
 
     family: Family
-    """How its file names things, and which text encoder it has."""
+    """How its file names things, and which text encoder it has; the last two are exports (see `multiview_folder`)."""
     network: UNetConfig
     autoencoder: AutoencoderConfig
     text: TextConfig
@@ -47,7 +47,7 @@ class PublishedConfig:
     image_size: int = 256
 
     def __post_init__(self) -> None:
-        if (self.family == "imagedream") != (self.vision is not None):
+        if self.family.startswith("imagedream") != (self.vision is not None):
             raise ValueError("ImageDream has an image encoder, and MVDream has none; set `vision` accordingly")
 
 
@@ -105,6 +105,8 @@ SCHEDULE = (
 
 def parts(config: PublishedConfig) -> dict[str, Part]:
     """The networks of a model by the names that they have in a converted package."""
+    if config.family in ("imagedream-folder", "mvdream-folder"):
+        return _folder_parts(config)
     imagedream = config.family == "imagedream"
     found = {
         "network": Part(
@@ -125,6 +127,21 @@ def parts(config: PublishedConfig) -> dict[str, Part]:
     return {**found, "clip": Part(prefix, table, lambda: CLIP(config.vision, config.text))}
 
 
+def _folder_parts(config: PublishedConfig) -> dict[str, Part]:
+    """The networks of an export: the U-Net with its original names, the others with diffusers' and transformers'."""
+    text = layout_ldm.clip_text_huggingface(config.text)
+    found = {
+        "network": Part("unet.", layout_ldm.unet(config.network), lambda: MultiViewUNet(config.network)),
+        "autoencoder": Part(
+            "vae.", layout_diffusers.autoencoder(config.autoencoder), lambda: Autoencoder(config.autoencoder)
+        ),
+        "text": Part("text_encoder.text_model.", text, lambda: TextTower(config.text)),
+    }
+    if (vision := config.vision) is not None:
+        found["vision"] = Part("image_encoder.", layout_diffusers.image_encoder(vision), lambda: VisionTower(vision))
+    return found
+
+
 def outline(part: Part) -> nn.Module:
     """The network without memory."""
     with torch.device("meta"):
@@ -137,19 +154,21 @@ def assemble(networks: Mapping[str, nn.Module], config: PublishedConfig, tokeniz
         module.eval().requires_grad_(False)
     network, autoencoder = networks["network"], networks["autoencoder"]
     assert isinstance(network, MultiViewUNet) and isinstance(autoencoder, Autoencoder)
-    text, vision = networks.get("text"), None
+    # A text tower of its own has no block too many.
+    text, vision, skip_last = networks.get("text"), networks.get("vision"), 0
     if text is None:
+        skip_last = 1
         clip = networks["clip"]
         assert isinstance(clip, CLIP)
         text, vision = clip.text, clip.vision
-    assert isinstance(text, TextTower)
+    assert isinstance(text, TextTower) and (vision is None or isinstance(vision, VisionTower))
     return MultiViewPrior(
         network=network,
         # One image at a time: the autoencoder's maps are the largest of all.
         codec=KLCodec(autoencoder, config.image_size, chunk=1).eval().requires_grad_(False),
         noise_schedule=NoiseSchedule.scaled_linear(),
         tokenizer=tokenizer,
-        text_encoder=ClipTextEncoder(text, skip_last=0 if config.family == "mvdream-sd15" else 1).eval(),
+        text_encoder=ClipTextEncoder(text, skip_last).eval(),
         image_encoder=ClipImageEncoder(vision).eval() if vision is not None else None,
         config=config.use,
     )

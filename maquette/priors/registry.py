@@ -65,6 +65,8 @@ class Model:
     """Other entries without which it cannot be used."""
     cautions: tuple[str, ...] = ()
     """What people trip over."""
+    completed_by: str = ""
+    """Another entry that is needed where the checkpoint was published without that part."""
 
     @property
     def source(self) -> Source:
@@ -111,7 +113,9 @@ _DIFFUSERS_SD = (
 _DIFFUSERS_MULTIVIEW = (
     "unet/config.json", "unet/diffusion_pytorch_model.safetensors", "vae/config.json",
     "vae/diffusion_pytorch_model.safetensors", "text_encoder/config.json", "text_encoder/model.safetensors",
+    "tokenizer/merges.txt", "tokenizer/vocab.json", "scheduler/scheduler_config.json",
 )  # fmt: skip
+_DIFFUSERS_IMAGEDREAM = (*_DIFFUSERS_MULTIVIEW, "image_encoder/config.json", "image_encoder/model.safetensors")
 _DIFFUSERS_ZERO123 = (
     "unet/config.json", "unet/diffusion_pytorch_model.safetensors", "vae/config.json",
     "vae/diffusion_pytorch_model.safetensors", "image_encoder/config.json", "image_encoder/model.safetensors",
@@ -127,14 +131,15 @@ _LISTED = (
         (
             Source("Peng-Wang/ImageDream", _files("sd-v2.1-base-4view-ipmv.pt"), "ldm",
                    note="8.0 GB with its CLIP towers, 4.1 GB without; which of the two was not verified"),
-            Source("ashawkey/imagedream-ipmv-diffusers", _files(*_DIFFUSERS_MULTIVIEW), "diffusers", False,
-                   "float16 export by a third party, about 4 GB"),
-            Source("kiigii/imagedream-ipmv-diffusers", _files(*_DIFFUSERS_MULTIVIEW), "diffusers", False,
-                   "copy of the export; its page says Apache-2.0, which the authors' does not"),
+            Source("ashawkey/imagedream-ipmv-diffusers", _files(*_DIFFUSERS_IMAGEDREAM), "diffusers",
+                   note="float16 export by a third party, about 4 GB"),
+            Source("kiigii/imagedream-ipmv-diffusers", _files(*_DIFFUSERS_IMAGEDREAM), "diffusers",
+                   note="copy of the export; its page says Apache-2.0, which the authors' does not"),
         ),
         OPENRAIL_FAMILY, ("clip-tokenizer",),
         ("the local and the pixel file hold the same names and shapes, so the model is told by the name alone",
          "where the file has no CLIP towers, clip-vit-h14 is needed beside it"),
+        "clip-vit-h14",
     ),
     Model(
         "imagedream-local", "multi-view prior with image prompt (local control)",
@@ -144,15 +149,17 @@ _LISTED = (
         OPENRAIL_FAMILY, ("clip-tokenizer",),
         ("the local and the pixel file hold the same names and shapes, so the model is told by the name alone",
          "it was not trained with pixel control: use --control local"),
+        "clip-vit-h14",
     ),
     Model(
         "mvdream", "multi-view prior for text", "MVDream on Stable Diffusion 2.1-base, 4 views of 256 px; "
         "arXiv:2308.16512",
         (
             Source("MVDream/MVDream", _files(("sd-v2.1-base-4view.pt", int(5.22 * GB))), "ldm"),
-            Source("ashawkey/mvdream-sd2.1-diffusers", _files(*_DIFFUSERS_MULTIVIEW), "diffusers", False),
+            Source("ashawkey/mvdream-sd2.1-diffusers", _files(*_DIFFUSERS_MULTIVIEW), "diffusers",
+                   note="float16 export by a third party"),
             Source("KokeCacao/mvdream-base-hf", _files(*_DIFFUSERS_MULTIVIEW), "diffusers", False,
-                   "the quality of ports differs; see its issues"),
+                   "a U-Net of another kind; the quality of ports differs, see its issues"),
         ),
         OPENRAIL_FAMILY, ("clip-tokenizer",), ("it reads words alone: use --control none",),
     ),

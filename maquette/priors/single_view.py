@@ -41,6 +41,7 @@ from maquette.priors.single_view_files import (
     is_average,
     looks_like,
     outline,
+    understood,
     weights_path,
 )
 from maquette.priors.stable_diffusion import StableDiffusionConfig, StableDiffusionPrior
@@ -174,7 +175,7 @@ def load_stable_diffusion(
         size = ldm.image_size
     else:
         text_settings = source.config("text_encoder")
-        text_config = _understood(layout_diffusers.text_config, text_settings, source.path / "text_encoder")
+        text_config = understood(layout_diffusers.text_config, text_settings, source.path / "text_encoder")
         text, skip_last, file = outline(TextTower, text_config), 0, source.file("text_encoder")
         filled(text, file, layout_ldm.clip_text_huggingface(text_config), "text_model.", **place)
         network, codec_net, found, scale, size = _diffusers_networks(source, place)
@@ -267,11 +268,11 @@ def _kept_exact(name: str, place: Facts) -> Facts:
 def _diffusers_networks(folder: DiffusersFolder, place: Facts) -> tuple[MultiViewUNet, Autoencoder, Facts, float, int]:
     """U-Net, autoencoder, what was read, the latents' scale, and the side of images."""
     settings = folder.config("unet")
-    unet_config = _understood(layout_diffusers.unet_config, settings, folder.path / "unet")
+    unet_config = understood(layout_diffusers.unet_config, settings, folder.path / "unet")
     unet_file = folder.file("unet")
     network = filled(outline(MultiViewUNet, unet_config), unet_file, layout_diffusers.unet(unet_config), **place)
     vae_settings, vae_file = folder.config("vae"), folder.file("vae")
-    vae_config = _understood(layout_diffusers.autoencoder_config, vae_settings, folder.path / "vae")
+    vae_config = understood(layout_diffusers.autoencoder_config, vae_settings, folder.path / "vae")
     old_names = any(name.endswith(".query.weight") for name in vae_file.tensors)
     codec_net = filled(
         outline(Autoencoder, vae_config), vae_file, layout_diffusers.autoencoder(vae_config, old_names=old_names),
@@ -287,7 +288,7 @@ def _diffusers_networks(folder: DiffusersFolder, place: Facts) -> tuple[MultiVie
 
 
 def _image_encoder(folder: DiffusersFolder, place: Facts) -> tuple[VisionTower, Path]:
-    config = _understood(layout_diffusers.vision_config, folder.config("image_encoder"), folder.path / "image_encoder")
+    config = understood(layout_diffusers.vision_config, folder.config("image_encoder"), folder.path / "image_encoder")
     file = folder.file("image_encoder")
     tower = filled(outline(VisionTower, config), file, layout_diffusers.image_encoder(config), **place)
     assert isinstance(tower, VisionTower)
@@ -304,21 +305,9 @@ def _projection(file: TensorFile, table: KeyTable, place: Facts) -> nn.Linear:
 
 
 def _schedule(folder: DiffusersFolder) -> NoiseSchedule:
-    return _understood(
+    return understood(
         layout_diffusers.noise_schedule, folder.config("scheduler", "scheduler_config.json"), folder.path / "scheduler"
     )
-
-
-def _understood(read: Any, settings: Mapping[str, Any], where: Path) -> Any:
-    """Settings as our config; UserError naming the folder where they are of another kind of network."""
-    try:
-        return read(settings)
-    except KeyError as error:
-        raise UserError(f"the settings in {where} lack {error}; copy or fetch them again") from None
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f"{where}: {error}") from None
 
 
 def _told(found: Facts) -> Facts:

@@ -198,6 +198,18 @@ def outline(make: Any, *arguments: Any) -> Any:
         return make(*arguments)
 
 
+def understood(read: Any, settings: Mapping[str, Any], where: Path) -> Any:
+    """Settings as our config; UserError naming the folder where they are of another kind of network."""
+    try:
+        return read(settings)
+    except KeyError as error:
+        raise UserError(f"the settings in {where} lack {error}; copy or fetch them again") from None
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
 def hashed(files: Mapping[str, Path]) -> dict[str, Any]:
     """sha256 of the files that were read, one for all, and their names by what they hold."""
     import hashlib

@@ -189,6 +189,11 @@ def test_files_of_other_models_are_refused(tmp_path):
     changed(other, lambda state: state.update({"model.diffusion_model.out.2.weight": torch.zeros(4, 32, 3, 3)}))
     with pytest.raises(UserError, match=r"another size of this model: head\.weight is \(4, 32, 3, 3\), expected"):
         load_prior("imagedream", other)
+    torch.save({"cc_projection.weight": torch.zeros(2)}, tmp_path / "d.ckpt")
+    with pytest.raises(
+        UserError, match=r"lacks \d+ tensors .* It looks like Zero-1-to-3 in the original \(ldm\) layout"
+    ):
+        load_prior("mvdream", tmp_path / "d.ckpt")
     third = write_published(tmp_path / "c", "mvdream")
     changed(third, lambda state: state.update(alphas_cumprod=torch.linspace(1, 0, 1000)))
     with pytest.raises(UserError, match="another noise schedule"):
