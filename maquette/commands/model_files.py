@@ -14,7 +14,7 @@ from tyro.conf import Positional, arg
 from maquette.commands.arguments import parse
 from maquette.errors import UserError
 from maquette.priors.convert import to_package, to_published
-from maquette.priors.fetch import Hub, HuggingFaceHub, carry_out, missing_files, plan
+from maquette.priors.fetch import Hub, HuggingFaceHub, carry_out, completion, missing_files, plan
 from maquette.priors.hub import PUBLISHED, package_of
 from maquette.priors.published import MODELS as LOADED
 from maquette.priors.registry import ALIASES, MODELS, Model, find_model, with_needs
@@ -105,7 +105,8 @@ def fetch_models(arguments: list[str]) -> int:
 
 def _say_what_is_here(model: Model, folder: Path) -> int:
     absent = []
-    for needed in with_needs(model):
+    part = completion(model, folder)
+    for needed in (*with_needs(model), *([part] if part else [])):
         missing = missing_files(needed, folder)
         absent += [f"{folder / needed.name / name} (of {needed.source.repo})" for name in missing]
         print(f"{needed.name}: {'all files are here' if not missing else 'missing ' + ', '.join(missing)}")

@@ -12,16 +12,16 @@ from tyro.conf import Positional, arg
 from maquette.commands.arguments import choose, parse
 from maquette.commands.model_files import convert_models, fetch_models
 from maquette.errors import UserError
-from maquette.priors.cards import Card
+from maquette.priors.cards import CARD_FILE, Card
 from maquette.priors.fetch import missing_files
 from maquette.priors.hub import PUBLISHED, SHIPPED, find_card, load_prior, load_view_prior, open_package, package_of
 from maquette.priors.identify import compare
 from maquette.priors.published import MODELS as LOADED
 from maquette.priors.published import outline, parts
 from maquette.priors.registry import ALIASES, MODELS, Model, find_model
-from maquette.priors.single_view_files import looks_like
+from maquette.priors.single_view_files import looks_like, weights_path
 from maquette.priors.single_view_package import PACKAGED, unpack_single_view
-from maquette.priors.tensor_files import open_tensors
+from maquette.priors.tensor_files import TensorFile, open_tensors
 from maquette.priors.weights_folder import FoundWeights, find_published, present, weights_folder
 from maquette.run.terms import effective_terms
 
@@ -113,15 +113,28 @@ def _check_folder(found: FoundWeights) -> int:
     missing = missing_files(found.model, found.folder.parent)
     if found.folder.name == found.model.name and missing:
         raise UserError(f"{found.folder} is not whole: it lacks {', '.join(missing)}")
-    for file in sorted(found.folder.glob("*/*.safetensors")):
-        opened = open_tensors(file)
-        print(f"{file}: {len(opened.tensors)} tensors, {_dtypes(opened.dtypes())}; it looks like {looks_like(opened)}")
+    _check_networks(found.folder)
     print(f"licence of {found.model.name}: {found.model.licence.name}. {found.model.licence.terms}")
     return 0
 
 
+def _check_networks(folder: Path) -> None:
+    """Every file of weights of a folder in the diffusers layout can be read."""
+    for file in sorted((*folder.glob("*/*.safetensors"), *folder.glob("*/*.bin"))):
+        opened = open_tensors(file)
+        print(f"{file}: {len(opened.tensors)} tensors, {_dtypes(opened.dtypes())}; it looks like {looks_like(opened)}")
+
+
 def _check_path(path: Path) -> None:
-    card = package_of(path / "card.json" if path.is_dir() else path)
+    if path.is_dir() and not (path / CARD_FILE).is_file():
+        content = weights_path(path)
+        if isinstance(content, TensorFile):
+            _check_file(content.path)
+            return
+        _check_networks(path)
+        print(f"{path} is a folder in the diffusers layout; which model it is of, the name that you ask for must say")
+        return
+    card = package_of(path / CARD_FILE if path.is_dir() else path)
     if card is None:
         _check_file(path)
     elif card.kind == PACKAGED:

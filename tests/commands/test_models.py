@@ -97,6 +97,7 @@ def hub(tmp_path, monkeypatch):
     (tokeniser / "vocab.json").write_text("{}")
     made = FolderHub(tmp_path / "hub")
     monkeypatch.setattr(model_files, "make_hub", lambda: made)
+    monkeypatch.setattr(fetch, "INCOMPLETE", 0)
     return made
 
 
@@ -251,6 +252,32 @@ def test_fetch_brings_a_model_and_what_it_needs(models, hub, tmp_path):
     assert models("fetch", "imagedream", "--offline")[0] == 0
 
 
+def test_a_checkpoint_without_towers_brings_them(models, hub, tmp_path, monkeypatch):
+    """Told by its size before the first byte, so that one command is enough."""
+    with_vocabulary(hub)
+    monkeypatch.setattr(fetch, "INCOMPLETE", 1 << 30)
+    refused(models("fetch", "imagedream"), "no source of 'clip-vit-h14'")
+    assert hub.brought == []
+    towers = hub.root / "laion" / "CLIP-ViT-H-14-laion2B-s32B-b79K"
+    towers.mkdir(parents=True)
+    path = hub.root / "Peng-Wang" / "ImageDream" / FILES["imagedream"]
+    state = torch.load(path, weights_only=True)
+    begins = "clip_model.model."
+    found = {name.removeprefix(begins): state.pop(name) for name in list(state) if name.startswith(begins)}
+    torch.save(state, path)
+    torch.save(found, towers / "open_clip_pytorch_model.bin")
+    assert models("fetch", "imagedream")[0] == 0
+    assert hub.brought[-1] == "open_clip_pytorch_model.bin"
+    from maquette.priors.hub import load_prior
+
+    assert load_prior("imagedream").image_encoder is not None
+    code, out, _ = models("fetch", "imagedream")
+    assert code == 0 and "everything is here already" in out
+    assert models("fetch", "imagedream", "--offline")[0] == 0
+    (tmp_path / "weights" / "clip-vit-h14" / "open_clip_pytorch_model.bin").unlink()
+    refused(models("fetch", "imagedream", "--offline"), "open_clip_pytorch_model.bin (of laion/")
+
+
 def test_a_source_that_vanished_is_passed_over(models, hub, tmp_path):
     shutil.move(hub.root / "openai", hub.root / "gone")
     mirror = hub.root / "laion" / "CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -300,6 +327,9 @@ def test_a_model_of_several_files_is_fetched_and_checked(models, hub, tmp_path):
     code, out, _ = models("check", "sd21-base")
     assert code == 0 and out.count("1 tensors, 1 float32") == 3 and "OpenRAIL++" in out
     assert models("fetch", "sd21-base", "--offline")[0] == 0
+    code, out, _ = models("check", tmp_path / "weights" / "stable-diffusion-2.1-base")  # by its place, not its name
+    assert code == 0 and out.count("1 tensors, 1 float32") == 3 and "which model it is of, the name" in out
+    refused(models("check", tmp_path / "weights"), "no folder 'unet' and no checkpoint")
     (tmp_path / "weights" / "stable-diffusion-2.1-base" / "vae" / "config.json").unlink()
     refused(models("check", "sd21-base"), "is not whole: it lacks vae/config.json")
 
