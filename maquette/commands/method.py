@@ -75,6 +75,8 @@ class Options:
     """Of published priors; auto: float16 on a GPU, float32 on a CPU."""
     low_memory: bool = False
     """Published priors in less memory on a GPU, with slower steps."""
+    compile: bool = False
+    """Compile the U-Nets of published priors: minutes at the first step, faster ones afterwards."""
     steps: Annotated[int | None, arg(metavar="N")] = None
     """Steps of each field fit; schedules are fractions of it."""
     overwrite: bool = False
@@ -105,11 +107,12 @@ def make_in_folder(
 ) -> int:
     """Run a method in a folder, write its result and what is made from it, and print the closing box; exit code 0.
 
-    `options` has `seed`, `device`, `overwrite`, and may have `precision` and `low_memory` (see `priors.placement`);
+    `options` has `seed`, `device`, `overwrite`, and may have the settings of `priors.placement.Placement`;
     `inputs` says what goes in, and counts as a setting.
     """
     began = time.monotonic()
-    placement = Placement(getattr(options, "precision", "auto"), getattr(options, "low_memory", False))
+    kept = {name: getattr(options, name) for name in ("precision", "low_memory", "compile") if hasattr(options, name)}
+    placement = Placement(**kept)
     placement.dtype(resolve_device(options.device))  # refused before anything is made
     if placement.precision != "auto":
         inputs = {**inputs, "precision": placement.precision}

@@ -37,6 +37,8 @@ Tokenizer = Callable[[Sequence[str]], Tensor]
 """Texts -> token indices [B, L]."""
 
 CONTROLS = ("global", "local", "pixel")
+KEPT_WORDS = 64
+"""Texts whose tokens a prior keeps."""
 
 
 def parse_control(control: str) -> frozenset[str]:
@@ -231,8 +233,7 @@ class MultiViewPrior:
         The prompt's latents are the posterior's mean; `latent_noise` picks a sample of it, as the released code does
         anew at each step. The condition of a prompt without a picture has no background.
         """
-        text = self.encode_text(prompt.caption)
-        negative = self.encode_text(prompt.negative)
+        text, negative = self._words(prompt.caption), self._words(prompt.negative)
         if background is None:
             background = torch.ones(3)
         background = background.to(self.device, torch.float32)
@@ -273,7 +274,26 @@ class MultiViewPrior:
 
     def encode_text(self, text: str) -> Float[Tensor, "1 l d"]:
         """Context tokens of a text, as in a condition; differentiable in the text encoder's weights."""
+        if any(parameter.requires_grad for parameter in self.text_encoder.parameters()):
+            self._kept_words.clear()  # it learns, and what it said before is not what it will say
         return self.text_encoder(self.tokenizer([spell(text, self.config.identifiers)]).to(self.device))
+
+    def _words(self, text: str) -> Float[Tensor, "1 l d"]:
+        """`encode_text`, kept until the encoder changes: guidance asks again for every colour of the background."""
+        kept, parameters = self._kept_words, list(self.text_encoder.parameters())
+        if any(parameter.requires_grad for parameter in parameters):
+            return self.encode_text(text)
+        key = (text, self.device, self.dtype, tuple(parameter._version for parameter in parameters))
+        if key not in kept:
+            if len(kept) >= KEPT_WORDS:
+                kept.clear()
+            kept[key] = self.encode_text(text)
+        return kept[key]
+
+    @property
+    def _kept_words(self) -> dict[object, Tensor]:
+        """Tokens of texts; beside the fields and not among them, because it is no part of what the prior is."""
+        return self.__dict__.setdefault("_kept", {})
 
     def _with_image(
         self, condition: Condition, image: Float[Tensor, "1 3 h w"], latent_noise: Tensor | None
@@ -398,7 +418,8 @@ class MultiViewPrior:
             image_weight=self._image_weight(local, embedding),
             view_weight=view_weight,
         )
-        return output[:, :views].to(dtype)
+        # A copy: a network compiled into CUDA graphs writes its next output where this one lies.
+        return output[:, :views].to(dtype, copy=True)
 
     def _image_weight(self, local: Tensor | None, embedding: Tensor | None) -> float | Float[Tensor, "n 1"]:
         """One weight for all image tokens, or one for each where local and global tokens weigh differently."""

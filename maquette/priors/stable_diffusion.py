@@ -189,6 +189,8 @@ class StableDiffusionPrior:
         for names in groups.values():
             x = latents_t.repeat(len(names), 1, 1, 1, 1)
             context = torch.cat([texts[name] for name in names])
-            output = self.network(x.to(self.dtype), t.repeat(len(names)), context.to(self.dtype)).to(latents_t.dtype)
+            output = self.network(x.to(self.dtype), t.repeat(len(names)), context.to(self.dtype))
+            # A copy: a network compiled into CUDA graphs writes its next output where this one lies.
+            output = output.to(latents_t.dtype, copy=True)
             outputs.update(zip(names, output.chunk(len(names)), strict=True))
         return {name: Prediction(*self.noise_schedule.split(outputs[name], latents_t, t)) for name in conditions}

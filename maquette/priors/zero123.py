@@ -249,7 +249,8 @@ class Zero123Prior:
     ) -> Float[Tensor, "b 1 c h w"]:
         """One call of the network: noisy latents beside the picture's unscaled ones, with ready context tokens."""
         x = concatenate_prompt(latents_t, picture, self.network.config.in_channels)
-        return self.network(x.to(self.dtype), t, context.to(self.dtype)).to(latents_t.dtype)
+        # A copy: a network compiled into CUDA graphs writes its next output where this one lies.
+        return self.network(x.to(self.dtype), t, context.to(self.dtype)).to(latents_t.dtype, copy=True)
 
     def _view_angles(self, latents_t: Tensor, cameras: Cameras | None) -> Float[Tensor, "b 3"] | None:
         batch, views = latents_t.shape[:2]
