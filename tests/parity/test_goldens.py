@@ -17,6 +17,7 @@ from maquette.diffusion.autoencoder import Autoencoder
 from maquette.diffusion.unet import ImagePromptConfig, MultiViewUNet
 from maquette.priors import layout_ldm
 from tests.parity.golden import Golden, read_tensors, relative_error
+from tests.parity.imagedream.models import load_unet
 from tests.parity.runner import find_cases, main, run_case
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -219,3 +220,71 @@ def test_an_autoencoder_with_attention_elsewhere(tmp_path, generator):
     out = {name: value.contiguous() for name, value in out.items()}
     save_file({"in.image": image, "in.z": z, **weights, **out}, tmp_path / "kl.safetensors")
     assert run_case(tmp_path / "kl.safetensors").verdict == "ok"
+
+
+def test_a_step_without_guidance_is_compared_with_both_halves(folder):
+    """At scale 1 the conditional half decides; it is in the recording of the guided step."""
+    path = folder / "sds.imagedream_local.safetensors"
+    tensors, metadata = read_tensors(path)
+    recorded = tensors["asm.unet.out"]
+    latents, noise, t = tensors["in.latents"], tensors["in.noise"], int(metadata["t"])
+    eps_cond = recorded[: len(latents)]
+    clean = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
+    kept = torch.cumprod(1 - clean, 0)[t]
+    alpha, sigma = float(kept.sqrt()), float((1 - kept).sqrt())
+    classic, rebuilt = (1 - float(kept)) * (eps_cond - noise), sigma / alpha * (eps_cond - noise)
+    found = {}
+    for form, gradient, norm in (
+        ("eps", classic, classic.norm()),
+        ("recon_rescale0", rebuilt, rebuilt.norm() / len(latents)),
+        ("recon_rescale0.2", rebuilt, rebuilt.norm() / len(latents)),
+    ):
+        found |= {
+            f"out.{form}.grad": gradient / len(latents), f"out.{form}.grad_norm": norm[None],
+            f"out.{form}.loss": 0.5 * gradient.square().sum()[None] / len(latents),
+        }  # fmt: skip
+    save_file({**tensors, **found}, path, {**metadata, "guidance_scale": "1.0"})
+    outcome = run_case(path)
+    assert outcome.verdict == "ok", outcome.why
+    change(path, asm__unet__out=recorded.roll(1, 0))
+    assert run_case(path).verdict == "FAIL"
+
+
+def test_a_loop_of_single_images_without_cameras(folder):
+    """The released sampler on the 2D model, written out."""
+    given, _ = read_tensors(folder / "ddim.mvdream_eta.safetensors")
+    path = folder / "ddim.mvdream_2d.safetensors"
+    network = load_unet(Golden(folder / "any.safetensors"), "mvdream_sd21_small").network
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
+    kept, x = torch.cumprod(1 - betas, 0), given["in.x_T"]
+    out = {}
+    for k, t in enumerate((751, 501, 251, 1)):
+        before = kept[t - 250] if t > 1 else kept[0]
+        with torch.no_grad():
+            cond, uncond = (
+                network(x[:, None], torch.full((4,), t), given[f"in.{name}"].expand(4, -1, -1))[:, 0]
+                for name in ("context", "uncond_context")
+            )
+        eps = uncond + 3.0 * (cond - uncond)
+        x0 = (x - (1 - kept[t]).sqrt().float() * eps) / kept[t].sqrt().float()
+        x = before.sqrt().float() * x0 + (1 - before).sqrt().float() * eps
+        out |= {f"out.step{k}.t": torch.full((4,), t), f"out.step{k}.x": x, f"out.step{k}.pred_x0": x0}
+    given = {name: given[name] for name in ("in.context", "in.uncond_context", "in.x_T")}
+    facts = {"model": "mvdream_sd21_small", "mode": "none", "num_frames": "1", "steps": "4", "eta": "0.0"}
+    save_file({**given, **out, "out.final": x.clone()}, path, {**facts, "guidance_scale": "3.0"})
+    outcome = run_case(path)
+    assert outcome.verdict == "ok", outcome.why
+
+
+def test_a_folder_of_two_autoencoders(folder):
+    """The case says whose latents it has, or it is the one that the README names."""
+    for suffix in ("safetensors", "config.json"):
+        shutil.copyfile(folder / f"vae_small.{suffix}", folder / f"vae_wide.{suffix}")
+    change(folder / "vae_wide.safetensors", weights__quant_conv__bias=torch.ones(8))
+    path = folder / "sds.imagedream_pixel_rgb.safetensors"
+    assert run_case(path).verdict == "ok"
+    tensors, metadata = read_tensors(path)
+    save_file(tensors, path, {**metadata, "vae": "vae_wide"})
+    assert run_case(path).verdict == "FAIL"
+    save_file(tensors, path, {**metadata, "vae": "vae_none"})
+    assert "needs one autoencoder beside it" in run_case(path).why

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from maquette.cameras import Cameras
-from maquette.guidance.base import Draws
+from maquette.guidance.base import Draws, Noised
 from maquette.guidance.recon import ReconConfig, ReconGuidance
 from maquette.images import ImagePrompt, Prompt
 from maquette.priors.base import Condition
@@ -85,7 +85,25 @@ def run(golden: Golden, checks: Checks) -> None:
         checks.compare(f"out.{form}.loss", result.loss[None], LOOP)
         checks.compare(f"out.{form}.grad", source.grad, LOOP)
         checks.compare(f"out.{form}.grad_norm", torch.tensor([norm]), LOOP)
+        if config.guidance_scale == 1.0:
+            calls = both_halves(guidance, model.network, calls, cameras, background, draws)
         assembly(calls, checks, views, pixel=facts["mode"] == "pixel")
+
+
+def both_halves(
+    guidance: ReconGuidance,
+    network: nn.Module,
+    calls: list[tuple[tuple[Any, ...], dict[str, Any], Tensor]],
+    cameras: Cameras,
+    background: Tensor,
+    draws: Draws,
+) -> list[tuple[tuple[Any, ...], dict[str, Any], Tensor]]:
+    """The call with the half that has no weight at scale 1: ours leaves it out, recordings have it all the same."""
+    latents_t, schedule = calls[0][0][0][:, : cameras.batch_shape[-1]], guidance.prior.noise_schedule
+    noised = Noised(latents_t, draws.eps, latents_t, draws.t, cameras, schedule)
+    with torch.no_grad(), watched(network) as found:
+        guidance.condition.predict(noised, background)
+    return found
 
 
 def _form(name: str) -> str:

@@ -47,11 +47,13 @@ def load_unet(golden: Golden, model: str) -> LoadedUNet:
 
 
 def load_autoencoder(golden: Golden) -> Autoencoder:
-    """The only autoencoder of the folder, which `golden` need not be the file of."""
+    """The autoencoder that the case names, or the only one of the folder, or the one that READMEs name, vae_small."""
     configs = [path for path in sorted(golden.folder.glob("*.config.json")) if '"ddconfig"' in path.read_text()]
-    if len(configs) != 1:
-        raise ValueError(f"{golden.name} needs the folder's one autoencoder, found {[path.name for path in configs]}")
-    return autoencoder_of(Golden(golden.folder / configs[0].name.replace(".config.json", ".safetensors")))
+    names = [path.name.removesuffix(".config.json") for path in configs]
+    named = golden.metadata.get("vae", names[0] if len(names) == 1 else "vae_small")
+    if named not in names:
+        raise ValueError(f"{golden.name} needs one autoencoder beside it, found {names}")
+    return autoencoder_of(Golden(golden.folder / f"{named}.safetensors"))
 
 
 def autoencoder_of(golden: Golden) -> Autoencoder:

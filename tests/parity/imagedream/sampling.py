@@ -54,9 +54,11 @@ def run_network(golden: Golden, checks: Checks) -> None:
     given, scale, frames = golden.under("in."), float(facts["guidance_scale"]), int(facts["num_frames"])
     views = frames - 1 if facts["mode"] == "pixel" else frames
     x = needs(given, "x_T").unflatten(0, (-1, frames))  # [S, F, C, h, w]
-    camera = needs(given, "camera").unflatten(0, (-1, frames)).expand(len(x), -1, -1)
-    c2w = camera[:, :views].unflatten(-1, (4, 4))
-    cameras = Cameras(c2w, torch.full((len(x), views), 40.0), 1, 1)
+    camera, cameras = None, None  # the 2D mode
+    if "camera" in given:
+        camera = given["camera"].unflatten(0, (-1, frames)).expand(len(x), -1, -1)
+        c2w = camera[:, :views].unflatten(-1, (4, 4))
+        cameras = Cameras(c2w, torch.full((len(x), views), 40.0), 1, 1)
     prior = latent_prior(model, views=views, mode=facts["mode"])
     cond, uncond = (condition.expand(len(x)) for condition in conditions(model, given))
 

@@ -109,11 +109,16 @@ class RecordedEmbedding(nn.Module):
 
 
 def zero123_of(
-    network: nn.Module, codec: Codec, projection: nn.Module, embedding: Tensor, config: Zero123Config = AS_RELEASED
+    network: nn.Module,
+    codec: Codec,
+    projection: nn.Module,
+    embedding: Tensor,
+    config: Zero123Config = AS_RELEASED,
+    schedule: NoiseSchedule | None = None,
 ) -> Zero123Prior:
     """The product's prior around small networks, with a recorded image embedding [1, G]."""
     assert isinstance(network, MultiViewUNet) and isinstance(projection, nn.Linear)
-    schedule = NoiseSchedule.scaled_linear()
+    schedule = schedule or NoiseSchedule.scaled_linear()
     return Zero123Prior(network, codec, schedule, RecordedEmbedding(embedding), projection, config)
 
 
@@ -123,13 +128,17 @@ def small_zero123(
     """The prior of the folder's Zero-1-to-3 in the original layout, for latents of `latent_side` squared."""
     store = beside(golden, "cc_projection.weight")
     parts = ldm_parts(store)
-    scale = float(json.loads(store.metadata["config"])["scale_factor"])
+    settings = json.loads(store.metadata["config"])
+    scale = float(settings["scale_factor"])
+    schedule = NoiseSchedule.scaled_linear(
+        int(settings.get("timesteps", 1000)), settings.get("linear_start", 0.00085), settings.get("linear_end", 0.012)
+    )
     autoencoder, projection = parts["autoencoder"].module, parts["projection"].module
     assert isinstance(autoencoder, Autoencoder) and isinstance(projection, nn.Linear)
     codec = codec_of(parts["autoencoder"], latent_side * autoencoder.downsampling, scale=scale)
     if embedding is None:
         embedding = torch.zeros(1, projection.in_features - POSE_LENGTH)
-    return zero123_of(parts["network"].module, codec, projection, embedding, config)
+    return zero123_of(parts["network"].module, codec, projection, embedding, config, schedule)
 
 
 def small_autoencoder(golden: Golden) -> Autoencoder:
