@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from maquette.asset import Asset, Mesh
 from maquette.run import Run
 from maquette.run.record import read_json
 from maquette.run.terms import effective_terms
@@ -37,5 +39,10 @@ def test_terms_are_part_of_the_provenance(tmp_path):
         run.record_prior(RAIL)
         run.record_prior(CLOSED)
         assert run.terms().commercial == "no"
+        provenance = run.provenance()
     said = read_json(tmp_path / "run" / "provenance.json")["terms"]
     assert said.startswith("no commercial use. imagedream: OpenRAIL. Restrictions apply. stable-zero123: research")
+    # And the file that people pass on says so itself.
+    triangle = Mesh(np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0]]), np.array([[0, 1, 2]]))
+    (glb,) = Asset(triangle, provenance=provenance).save(tmp_path / "asset.glb")
+    assert said.encode() in glb.read_bytes()
