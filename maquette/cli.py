@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 
 from maquette.errors import RunFailed, UserError
 from maquette.run.memory import LIBRARIES, explain_out_of_memory, require_memory
@@ -38,6 +39,7 @@ FROM_PICTURES = ("imagedream", "usd", "views")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `maquette` with `arguments` (the process's own by default) and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    _print_anything()
     try:
         return _dispatch(given)
     except UserError as error:
@@ -51,6 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except Exception as error:
         return _explain(error)
+
+
+def _print_anything() -> None:
+    """Let names be printed that the terminal's encoding lacks, escaped, where Python would raise an error."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _dispatch(given: list[str]) -> int:

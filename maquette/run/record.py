@@ -15,7 +15,7 @@ import torch
 
 from maquette.errors import UserError
 from maquette.run.files import explain_os_error, sweep, write_json
-from maquette.run.settings import differences
+from maquette.run.settings import differences, printable
 
 OWNED = (
     "asset.glb", "report.html", "turntable.webp", "turntable.mp4", "views.png", "views", "prompt.png", "config.json",
@@ -153,11 +153,13 @@ def _loggable(value: Any) -> Any:
         value = value.tolist()
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
+    if isinstance(value, str):
+        return printable(value)
     if isinstance(value, (list, tuple)):
         return [_loggable(item) for item in value]
     if isinstance(value, Mapping):
         return {str(key): _loggable(item) for key, item in value.items()}
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+    return value if value is None or isinstance(value, (bool, int, float)) else printable(str(value))
 
 
 def _shown(value: Any) -> str:

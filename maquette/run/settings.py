@@ -19,14 +19,16 @@ def plain(value: Any) -> Any:
     entry `kind` with its class's name, as its fields alone would not tell which one it is. Infinities and NaN become
     text, because JSON has none. Raises ValueError for what has no plain form.
     """
-    if value is None or isinstance(value, (bool, int, str)) and not isinstance(value, enum.Enum):
+    if isinstance(value, str) and not isinstance(value, enum.Enum):
+        return printable(value)
+    if value is None or isinstance(value, (bool, int)) and not isinstance(value, enum.Enum):
         return value
     if isinstance(value, enum.Enum):
         return value.name
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, (Path, torch.dtype, torch.device)):
-        return str(value)
+        return printable(str(value))
     if isinstance(value, torch.Tensor):
         return value.detach().cpu().tolist()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -46,6 +48,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, (set, frozenset)):
         return sorted((plain(item) for item in value), key=str)
     raise ValueError(f"A setting of type {type(value).__name__} cannot be written to config.json; use plain values.")
+
+
+def printable(text: str) -> str:
+    """`text` without what is no UTF-8: a file's name may hold any bytes, a JSON file and a page may not."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def flatten(settings: Any, prefix: str = "") -> dict[str, Any]:

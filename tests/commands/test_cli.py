@@ -180,6 +180,31 @@ def test_a_mistake_is_one_sentence_and_exit_2(maquette, picture, words, parts):
     assert refused(maquette(*[picture if word == "IMAGE" else word for word in words]), *parts)
 
 
+def test_names_that_are_no_utf_8_are_kept_out_of_the_files(maquette, picture, tmp_path, monkeypatch):
+    """Linux takes any bytes for a name; Python holds them as lone surrogates, which no file of ours may have."""
+    strange = tmp_path / os.fsdecode(b"latin\xe9.png")
+    try:
+        strange.write_bytes(picture.read_bytes())
+    except OSError:
+        pytest.skip("this file system has no such names")
+    code, _, error = maquette("sketch", strange, "--caption", "a \udce9 disc", "--out", "a")
+    assert code == 0, error
+    for name in ("config.json", "log.jsonl", "provenance.json"):
+        assert (tmp_path / "a" / name).read_bytes().decode("utf-8")
+    assert json.loads((tmp_path / "a" / "config.json").read_text("utf-8"))["inputs"]["image"] == "latin\ufffd.png"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "ascii:strict", "latin-1"])
+def test_terminals_of_few_characters_are_no_trouble(tmp_path, encoding):
+    environment = ENVIRONMENT | {"PYTHONIOENCODING": encoding, "LC_ALL": "C"}
+    command = [sys.executable, "-m", "maquette", "bär", "\U0001f43b.png"]
+    done = subprocess.run(command, env=environment, capture_output=True, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith(b"maquette: there is no command")
+    script = f"import sys; from maquette import cli; cli._print_anything(); print({'🐻'!r})"
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.strip() == b"\\U0001f43b", done.stderr
+
+
 def test_what_cannot_finish_is_one_sentence_and_exit_1(maquette, picture, tmp_path):
     assert refused(maquette("sketch", picture, "--trouble", "nan"), "NaN at step 3", code=1)
     assert refused(maquette("sketch", picture, "--trouble", "memory", "--out", "m"), "ran out of memory", code=1)
