@@ -7,11 +7,13 @@ unconditional predictions, and the mean of (predicted - added) noise shows where
 changes little and its map is dark.
 
     python examples/05_unconditional_noise.py --out runs/examples/05
-    python examples/05_unconditional_noise.py --view zero123-xl --free sd-2.1-base --out runs/examples/05
+    python examples/05_unconditional_noise.py --null projected --out runs/examples/05-projected
+    python examples/05_unconditional_noise.py --view zero123-xl --free sd --out runs/examples/05
+    python examples/05_unconditional_noise.py --view nano --out runs/examples/05-halves
 
-Without options both are halves of the nano prior: four views with cameras against single views without. It needs the
-weights of that prior, which are part of the package. Writes `nulls.png` (a row a prior: the clean view, denoised from
-each level, the map) and `numbers.json`.
+Without options it is nano's Zero-1-to-3 against nano's 2D half, whose weights are part of the package. A multi-view
+prior is compared with its own 2D half where no other is named. Writes `nulls.png` (a row a prior: the clean view,
+denoised from each level, the map) and `numbers.json`.
 """
 
 from __future__ import annotations
@@ -33,13 +35,18 @@ from maquette.evaluation.image import psnr
 from maquette.images import CameraEstimate, Views, sheet
 from maquette.priors.base import Prior
 from maquette.priors.guided import check_shared_latents, free_condition, predict_singly
-from maquette.priors.hub import load_prior
+from maquette.priors.hub import load_free_prior, load_view_prior
 from maquette.rendering import render_mesh
 
 LEVELS = (50, 100, 200, 300)
 WHITE = torch.ones(3)
 Null = Callable[[Tensor, Tensor], Tensor]
 """(x_t [1, V, C, h, w], t [1]) -> the noise that a prior predicts without a condition."""
+
+
+def load_any(name: str, weights: Path | None) -> Prior:
+    """A prior by its name: of relative views, of several views at once, or of single pictures."""
+    return load_view_prior(name, weights) if "zero123" in name else load_free_prior(name, weights)
 
 
 def toy_views(num_views: int, size: int) -> tuple[Views, Prompt]:
@@ -54,7 +61,10 @@ def toy_views(num_views: int, size: int) -> tuple[Views, Prompt]:
 def null_of_views(prior: Prior, views: Views, prompt: Prompt, kind: str) -> Null:
     """The view prior's own null: its cameras stay, picture and words go."""
     twin = prior.unconditional(prior.condition(prompt, WHITE), kind)  # type: ignore[arg-type]
-    return lambda x_t, t: prior.predict(x_t, t, twin, views.cameras).eps
+    if prior.num_views not in (None, 1):
+        return lambda x_t, t: prior.predict(x_t, t, twin, views.cameras).eps
+    one_by_one, count = views.cameras.reshape(-1, 1), len(views)
+    return lambda x_t, t: prior.predict(x_t.transpose(0, 1), t.expand(count), twin, one_by_one).eps.transpose(0, 1)
 
 
 def null_of_pictures(prior: Prior) -> Null:
@@ -97,14 +107,15 @@ def brightness(magnitude: Tensor, brightest: float, size: int) -> Tensor:
 @torch.no_grad()
 def main(options: argparse.Namespace) -> None:
     try:
-        prior = load_prior(options.view, options.view_weights)
-        same = (options.free, options.free_weights) in ((None, None), (options.view, options.view_weights))
-        free: Prior = prior if same else load_prior(options.free or "nano", options.free_weights)
+        prior = load_any(options.view, options.view_weights)
+        own = None if prior.num_views in (None, 1) else (options.view, options.view_weights)
+        same = own is not None and (options.free, options.free_weights) in ((None, None), own)
+        free = prior if same else load_any(options.free or "nano", options.free_weights)
     except UserError as error:
         sys.exit(f"This example needs the weights of two priors (or one with two halves): {error}")
     check_shared_latents(prior, free)
     size = prior.codec.image_size
-    views, prompt = toy_views(prior.num_views or 1, size)
+    views, prompt = toy_views(4 if prior.num_views in (None, 1) else prior.num_views, size)
     clean = views.composite(WHITE)
     latents = prior.codec.encode(clean[None])
     nulls = {
@@ -134,9 +145,9 @@ def main(options: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--view", default="nano", help="name of the view prior")
+    parser.add_argument("--view", default="nano-zero123", help="name of the view prior")
     parser.add_argument("--view-weights", type=Path, help="another file or package of its weights")
-    parser.add_argument("--free", help="name of the free prior; without one, the view prior's own 2D half")
+    parser.add_argument("--free", help="name of the free prior; nano, or the view prior's own 2D half")
     parser.add_argument("--free-weights", type=Path, help="another file or package of its weights")
     parser.add_argument("--null", default="zeros", help="kind of the view prior's null: zeros, flat or projected")
     parser.add_argument("--draws", type=int, default=8, help="noise drawn for each mean")

@@ -463,7 +463,7 @@ def test_example_04_fits_a_field(tmp_path):
 
 
 def test_example_05_tells_nulls_apart(package, tmp_path):
-    done = example("05", "--view-weights", package, "--draws", 3, "--out", tmp_path)
+    done = example("05", "--view", "nano", "--view-weights", package, "--draws", 3, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     numbers = json.loads((tmp_path / "numbers.json").read_text())
     assert numbers.keys() == {"views", "pictures"} and numbers["views"]["t"] == [50, 100, 200, 300]
@@ -474,7 +474,7 @@ def test_example_05_tells_nulls_apart(package, tmp_path):
         f"null of views    t = 300: mean of (predicted - added) noise {numbers['views']['bias'][3]:.4f}" in done.stdout
     )
     assert read_image(tmp_path / "nulls.png").shape == (3, 2 * 128 + 4, 6 * 128 + 5 * 4)
-    without = example("05", "--view-weights", tmp_path / "none", "--out", tmp_path)
+    without = example("05", "--view", "nano", "--view-weights", tmp_path / "none", "--out", tmp_path)
     assert without.returncode == 1 and without.stderr.startswith("This example needs the weights of two priors")
 
 
@@ -486,7 +486,7 @@ def test_example_05_takes_any_pair(tmp_path, monkeypatch):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     pair = {"view": tiny_zero123(), "free": tiny_stable_diffusion()}
-    monkeypatch.setattr(module, "load_prior", lambda name, weights: pair[name])
+    monkeypatch.setattr(module, "load_any", lambda name, weights: pair[name])
     options = {"view": "view", "free": "free", "view_weights": None, "free_weights": None, "draws": 2, "out": tmp_path}
     biases = {}
     for null in ("zeros", "projected"):
