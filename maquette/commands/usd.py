@@ -19,7 +19,8 @@ def estimate(config: Config) -> tuple[float, int]:
         return 0.0, 0
     processor = 35.0 + 0.011 * config.novel.count * config.novel.sampling.steps + 0.2 * config.fit.steps
     if pose := config.pose:
-        processor += 2.0 + 0.011 * (len(pose.turns) + len(pose.lifts)) * pose.sampling.steps
+        asked = 1 if pose.follow is None else 2
+        processor += asked * (2.0 + 0.011 * (len(pose.turns) + len(pose.lifts)) * pose.sampling.steps)
     if warm := config.warm_start:
         processor += 0.06 * warm.fit.steps
     if refinement := config.refinement:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -28,7 +27,8 @@ SETTINGS = (
     "--refinement.specialize.first.batch 1 --refinement.specialize.second.steps 1 "
     "--refinement.specialize.second.batch 1 --refinement.translate.sampling.steps 4 --recovery.mesh.resolution 16 "
     "--recovery.mesh.texture-size 64 --recovery.mesh.unwrap-seconds 0 --recovery.scene.field.hidden 8 "
-    "--fit.checkpoint-seconds 0 --recovery.fit.checkpoint-seconds 0"
+    "--recovery.scene.occupancy.resolution 16 --recovery.scene.samples.value 24 --scene.occupancy.resolution 16 "
+    "--scene.samples.value 24 --scene.field.hidden 8 --fit.checkpoint-seconds 0 --recovery.fit.checkpoint-seconds 0"
 ).split()
 
 
@@ -52,7 +52,7 @@ def words(place: Path, out: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
-def test_killed_twice_it_ends_with_the_same_bytes_and_everything_that_a_folder_holds(tmp_path, place):
+def test_killed_it_ends_with_the_same_bytes_and_everything_that_a_folder_holds(tmp_path, place):
     def start(folder: Path) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "maquette", *words(place, folder)]
         return subprocess.Popen(command, env=ENVIRONMENT, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -60,16 +60,15 @@ def test_killed_twice_it_ends_with_the_same_bytes_and_everything_that_a_folder_h
     def lines() -> int:
         return log.read_bytes().count(b"\n") if log.exists() else 0
 
-    whole, dice = start(tmp_path / "whole"), random.Random(1)
+    whole = start(tmp_path / "whole")
     folder, log = tmp_path / "broken", tmp_path / "broken" / "log.jsonl"
-    for _ in range(2):
-        process = start(folder)
-        goal = lines() + dice.randint(3, 14)
-        while lines() < goal and process.poll() is None:
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
+    process = start(folder)
+    # By then the warm start or the field is learning; `test_faults.py` kills again and again.
+    while lines() < 9 and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
     for process in (start(folder), whole):
         _, error = process.communicate()
         assert process.returncode == 0, error
@@ -91,14 +90,9 @@ def refused(capsys, arguments: list[str], *parts: str) -> None:
 
 
 def test_wrong_inputs_are_one_sentence(tmp_path, place, capsys):
+    """Those of this method; `test_cli.py` has what all share."""
     out = tmp_path / "run"
-    refused(capsys, ["usd"], "IMAGE is missing")
-    refused(capsys, ["usd", "missing.png"], "missing.png")
-    refused(capsys, words(place, out, "--elevation", "100"), "--elevation", "-90 to 90")
     refused(capsys, words(place, out, "--guidance.omega", "-1"), "omega")
-    refused(capsys, words(place, out, "--guidance.null", "mine"), "--guidance.null", "mine")
-    refused(capsys, words(place, out, "--guidance.omga", "1"), "did you mean --guidance.omega?")
-    refused(capsys, words(place, out, "--refinement.steps", "3"), "--refinement.steps")
     refused(capsys, words(place, out, "--renderings.size", "2"), "size >= 8")
     refused(capsys, words(place, out, "--weights", str(place / "free")), "nano", "nano-zero123")
 
