@@ -44,6 +44,30 @@ HIGH_NOISE = 0.7
 """Share of the schedule below what counts as high noise: above it little but the conditions tells views apart."""
 
 
+def draw_noisy(
+    latents: Float[Tensor, "b v c h w"],
+    schedule: NoiseSchedule,
+    generator: torch.Generator,
+    *,
+    high_noise: float = 0.0,
+    blank: float = 0.0,
+) -> tuple[Float[Tensor, "b v c h w"], Int[Tensor, " b"]]:
+    """Noisy latents of scenes and their steps, drawn as `draw_steps` does; a share `blank` is noise alone.
+
+    At the last step of the scaled-linear schedule 0.5 % of the picture's power is left in the noise, enough to read its
+    mean colours from, and sampling begins without them (arXiv:2305.08891). Only scenes that are noise alone, which are
+    told the last step, teach what to predict then.
+    """
+    t = draw_steps(len(latents), schedule, high_noise, generator)
+    eps = torch.randn(latents.shape, generator=generator)
+    noisy = schedule.add_noise(latents, eps, t)
+    if blank == 0.0:
+        return noisy, t
+    chosen = torch.rand(len(latents), generator=generator) < blank
+    last = torch.full_like(t, schedule.num_steps - 1)
+    return torch.where(chosen[:, None, None, None, None], eps, noisy), torch.where(chosen, last, t)
+
+
 def draw_steps(count: int, schedule: NoiseSchedule, high_noise: float, generator: torch.Generator) -> Int[Tensor, " n"]:
     """Steps of `count` samples: uniform over the schedule, a share `high_noise` of them over its upper part alone.
 

@@ -26,7 +26,7 @@ from maquette.priors.multiview_cameras import mvdream_camera_condition
 from maquette.priors.nano.vocabulary import tokenize
 from maquette.training.batches import ThreeDBatch, draw_3d, draw_single
 from maquette.training.data import PackedObjects
-from maquette.training.denoising import X0Loss, draw_steps
+from maquette.training.denoising import X0Loss, draw_noisy
 from maquette.training.encoders import Encoders
 from maquette.training.loop import chunk_rate
 from maquette.training.weights import Average, autocast, load_state, save_state
@@ -72,6 +72,8 @@ class MultiViewTraining:
     """Cap of the x0 loss weight 1 / sigma_t^2."""
     high_noise: float = 0.0
     """Share of the scenes whose noise level is drawn from the upper 30 % of the schedule alone."""
+    blank: float = 0.0
+    """Share of the scenes that are noise alone, as sampling begins."""
     object_weight: float = 1.65
     """Loss weight of the object's pixels against `background_weight` for the rest."""
     background_weight: float = 0.35
@@ -144,7 +146,7 @@ class Trainer:
         keep_image = torch.from_numpy(rng.random(c.batch) >= c.drop_image).float()
         captions = self._some(batch.captions, rng)
         latents = self.codec.encode(batch.targets)
-        noisy, t, _ = self._noised(latents, generator)
+        noisy, t = self._noised(latents, generator)
         x0_pred = self.predict(replace(batch, captions=captions), noisy, t, use, keep_image)
         return self._x0_loss(x0_pred, latents, batch.masks, t)
 
@@ -187,7 +189,7 @@ class Trainer:
         batch = draw_single(data, rng, c.batch * c.num_views, c.size, recolour_share=c.recolour)
         text = self._text(self._some(batch.captions, rng))
         latents = self.codec.encode(batch.images[:, None])
-        noisy, t, _ = self._noised(latents, generator)
+        noisy, t = self._noised(latents, generator)
         noisy = concatenate_prompt(noisy, None, c.unet.in_channels)
         with autocast(self.device):
             out = self.forward(noisy.to(self.device), t.to(self.device), text)
@@ -212,10 +214,9 @@ class Trainer:
             pooled.float() * keep[:, None] if "global" in use else None,
         )
 
-    def _noised(self, latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        t = draw_steps(len(latents), self.schedule, self.config.high_noise, generator)
-        eps = torch.randn(latents.shape, generator=generator)
-        return self.schedule.add_noise(latents, eps, t), t, eps
+    def _noised(self, latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        c = self.config
+        return draw_noisy(latents, self.schedule, generator, high_noise=c.high_noise, blank=c.blank)
 
     def _x0_loss(self, x0_pred: Tensor, latents: Tensor, masks: Tensor, t: Tensor) -> Tensor:
         c = self.config

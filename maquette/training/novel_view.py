@@ -19,7 +19,7 @@ from maquette.priors.codecs import SpaceToDepth
 from maquette.priors.nano.encoders import NanoImageEncoder
 from maquette.priors.nano.novel_view import NanoViewConfig, build_nano_view
 from maquette.training.data import PackedObjects
-from maquette.training.denoising import X0Loss, draw_steps
+from maquette.training.denoising import X0Loss, draw_noisy
 from maquette.training.loop import chunk_rate
 from maquette.training.pairs import draw_pairs
 from maquette.training.weights import Average, autocast, load_state, save_state
@@ -72,6 +72,8 @@ class NovelViewTraining:
     ema: float = 0.999
     high_noise: float = 0.0
     """Share of the pairs whose noise level is drawn from the upper 30 % of the schedule alone."""
+    blank: float = 0.0
+    """Share of the pairs that are noise alone, as sampling begins."""
     loss: X0Loss = field(default_factory=X0Loss)
     seed: int = 0
 
@@ -123,8 +125,7 @@ class NovelViewTrainer:
         latents = prior.codec.encode(batch.targets[:, None])
         picture = prior.codec.encode(batch.pictures[:, None]) / prior.codec.scale
         picture = torch.where(no_latents[:, None, None, None, None], 0.0, picture)
-        t = draw_steps(c.batch, prior.noise_schedule, c.high_noise, generator)
-        latents_t = prior.noise_schedule.add_noise(latents, torch.randn(latents.shape, generator=generator), t)
+        latents_t, t = draw_noisy(latents, prior.noise_schedule, generator, high_noise=c.high_noise, blank=c.blank)
         with autocast(self.device):
             with torch.no_grad():
                 embedding = self.encoder(batch.pictures.to(self.device))[1].float()
