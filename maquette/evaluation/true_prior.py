@@ -18,7 +18,7 @@ from maquette.asset import Mesh
 from maquette.cameras import Cameras
 from maquette.diffusion.schedule import NoiseSchedule
 from maquette.images import Prompt
-from maquette.priors.base import Codec, Condition, Prediction, UnconditionalKind
+from maquette.priors.base import Codec, Condition, Prediction, PredictsEach, UnconditionalKind
 from maquette.rendering.raster import MeshRenderer
 from maquette.run.fingerprints import fingerprint
 
@@ -26,7 +26,7 @@ KEPT = 64
 """Sets of renders that are kept: a sampler asks for the same ones at every step."""
 
 
-class TruePrior:
+class TruePrior(PredictsEach):
     """The `Prior` of one object, given in the scene's frame; latents and noise are those of another prior."""
 
     def __init__(self, mesh: Mesh, codec: Codec, noise_schedule: NoiseSchedule, num_views: int = 4) -> None:
@@ -42,16 +42,6 @@ class TruePrior:
     def unconditional(self, condition: Condition, kind: UnconditionalKind = "zeros") -> Condition:
         """The same, so that no guidance scale changes anything."""
         return condition
-
-    def predict(
-        self,
-        latents_t: Float[Tensor, "b v c h w"],
-        t: Int[Tensor, " b"],
-        condition: Condition,
-        cameras: Cameras | None = None,
-    ) -> Prediction:
-        """The truth, and the noise that follows from it."""
-        return self.predict_each(latents_t, t, {"condition": condition}, cameras)["condition"]
 
     def predict_each(
         self,

@@ -10,6 +10,7 @@ Naming contract: `latents` are clean and already scaled; `latents_t = alpha_t la
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -196,6 +197,30 @@ class Prior(Protocol):
     def card(self) -> dict[str, Any]:
         """Name, sha256, licence and, where known, recipe and measured quality of the weights."""
         ...
+
+
+class PredictsEach(ABC):
+    """What priors have in common that answer for several conditions in one batch."""
+
+    def predict(
+        self,
+        latents_t: Float[Tensor, "b v c h w"],
+        t: Int[Tensor, " b"],
+        condition: Condition,
+        cameras: Cameras | None = None,
+    ) -> Prediction:
+        """eps and x0 for noisy latents under one condition; see `predict_each`."""
+        return self.predict_each(latents_t, t, {"condition": condition}, cameras)["condition"]
+
+    @abstractmethod
+    def predict_each(
+        self,
+        latents_t: Float[Tensor, "b v c h w"],
+        t: Int[Tensor, " b"],
+        conditions: Mapping[str, Condition],
+        cameras: Cameras | None = None,
+    ) -> dict[str, Prediction]:
+        """As a `Prior` does it."""
 
 
 @runtime_checkable

@@ -28,7 +28,7 @@ from maquette.diffusion.unet import MultiViewUNet, concatenate_prompt
 from maquette.errors import UserError
 from maquette.images import Prompt
 from maquette.priors.adapters import Adapter, attach
-from maquette.priors.base import Codec, Condition, Prediction, UnconditionalKind, stack_conditions
+from maquette.priors.base import Codec, Condition, Prediction, PredictsEach, UnconditionalKind, stack_conditions
 from maquette.priors.multiview_cameras import append_prompt_camera, mvdream_camera_condition
 from maquette.run.fingerprints import fingerprint
 from maquette.wording import spell
@@ -110,7 +110,7 @@ class MultiViewConfig:
 
 
 @dataclass(frozen=True, eq=False)
-class MultiViewPrior:
+class MultiViewPrior(PredictsEach):
     """A multi-view network with everything it needs to be asked about images and words."""
 
     network: MultiViewUNet
@@ -316,16 +316,6 @@ class MultiViewPrior:
         )
 
     # Predictions
-
-    def predict(
-        self,
-        latents_t: Float[Tensor, "b v c h w"],
-        t: Int[Tensor, " b"],
-        condition: Condition,
-        cameras: Cameras | None = None,
-    ) -> Prediction:
-        """eps and x0 for noisy latents under one condition; see `predict_each`."""
-        return self.predict_each(latents_t, t, {"condition": condition}, cameras)["condition"]
 
     def predict_each(
         self,

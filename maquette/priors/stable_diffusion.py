@@ -21,7 +21,7 @@ from maquette.diffusion.unet import MultiViewUNet
 from maquette.errors import UserError
 from maquette.images import Prompt
 from maquette.priors.adapters import Adapter, attach
-from maquette.priors.base import Codec, Condition, Prediction, UnconditionalKind
+from maquette.priors.base import Codec, Condition, Prediction, PredictsEach, UnconditionalKind
 from maquette.priors.codecs import KLCodec
 from maquette.priors.multiview import Tokenizer
 from maquette.run.fingerprints import fingerprint
@@ -41,7 +41,7 @@ class StableDiffusionConfig:
 
 
 @dataclass(frozen=True, eq=False)
-class StableDiffusionPrior:
+class StableDiffusionPrior(PredictsEach):
     """A text-to-image network with everything it needs to be asked about words."""
 
     network: MultiViewUNet
@@ -155,16 +155,6 @@ class StableDiffusionPrior:
         return self.text_encoder(self.tokenizer([spell(text, self.config.identifiers)]).to(self.device))
 
     # Predictions
-
-    def predict(
-        self,
-        latents_t: Float[Tensor, "b v c h w"],
-        t: Int[Tensor, " b"],
-        condition: Condition,
-        cameras: Cameras | None = None,
-    ) -> Prediction:
-        """eps and x0 for noisy latents under one condition; see `predict_each`."""
-        return self.predict_each(latents_t, t, {"condition": condition}, cameras)["condition"]
 
     def predict_each(
         self,

@@ -26,7 +26,7 @@ from maquette.diffusion.schedule import NoiseSchedule
 from maquette.diffusion.unet import MultiViewUNet, concatenate_prompt
 from maquette.errors import UserError
 from maquette.images import Prompt
-from maquette.priors.base import Codec, Condition, Prediction, UnconditionalKind
+from maquette.priors.base import Codec, Condition, Prediction, PredictsEach, UnconditionalKind
 from maquette.priors.codecs import resize_images
 from maquette.priors.zero123_pose import POSE_LENGTH, PoseKind, camera_angles, relative_pose
 from maquette.run.fingerprints import fingerprint
@@ -57,7 +57,7 @@ class Zero123Config:
 
 
 @dataclass(frozen=True, eq=False)
-class Zero123Prior:
+class Zero123Prior(PredictsEach):
     """A novel-view network with everything it needs to be asked about a picture."""
 
     network: MultiViewUNet
@@ -196,16 +196,6 @@ class Zero123Prior:
         return self.projection(torch.cat([embedding, pose], dim=-1).to(self.projection.weight.dtype))[..., None, :]
 
     # Predictions
-
-    def predict(
-        self,
-        latents_t: Float[Tensor, "b v c h w"],
-        t: Int[Tensor, " b"],
-        condition: Condition,
-        cameras: Cameras | None = None,
-    ) -> Prediction:
-        """eps and x0 for noisy latents under one condition; see `predict_each`."""
-        return self.predict_each(latents_t, t, {"condition": condition}, cameras)["condition"]
 
     def predict_each(
         self,
