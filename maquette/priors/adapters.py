@@ -164,8 +164,8 @@ def attach(networks: Mapping[str, nn.Module], base: str, adapter: Adapter) -> di
     """The networks with an adapter, under the same roles; its tensors are parameters under their own names.
 
     The given networks stay as they are; what the adapter does not replace is the same parameter in both. A tensor that
-    is a parameter already is used itself, so that an optimiser's view and the network's are one. UserError where the
-    adapter belongs to other weights.
+    is a parameter already is used itself, so that an optimiser's view and the network's are one; other new weights take
+    the precision of those that they replace. UserError where the adapter belongs to other weights.
     """
     if adapter.base != base:
         raise UserError(
@@ -186,7 +186,8 @@ def attach(networks: Mapping[str, nn.Module], base: str, adapter: Adapter) -> di
         if isinstance(adapter.config, Lora):
             adapted[role] = _with_lora(module, tensors, adapter.config.scale)
         else:
-            new = {id(module.get_parameter(name)): _parameter(tensor) for name, tensor in tensors.items()}
+            old = {name: module.get_parameter(name) for name in tensors}
+            new = {id(old[name]): _parameter(tensor, old[name].dtype) for name, tensor in tensors.items()}
             adapted[role] = _sharing(module, new)
     return adapted
 
@@ -202,8 +203,9 @@ def _with_lora(module: nn.Module, tensors: Mapping[str, Tensor], scale: float) -
     return shared.eval()
 
 
-def _parameter(tensor: Tensor) -> nn.Parameter:
-    return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor.detach().clone(), requires_grad=False)
+def _parameter(tensor: Tensor, dtype: torch.dtype | None = None) -> nn.Parameter:
+    """The tensor as a frozen parameter around the same memory (large networks have no room for a copy)."""
+    return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor.detach().to(dtype), requires_grad=False)
 
 
 def _sharing(module: nn.Module, new: Mapping[int, nn.Parameter]) -> nn.Module:

@@ -81,6 +81,24 @@ def test_what_is_not_learned_is_shared(config):
     assert before.keys() == now.keys() and all(torch.equal(before[key], now[key]) for key in before)
 
 
+def test_in_half_precision_new_weights_are_half_and_updates_are_not():
+    """What learns is float32; a base that is kept in half would lose half of its memory again to full copies of it."""
+    half = tiny_stable_diffusion().to("cpu", torch.bfloat16)
+    for config, dtype in ((Full(), torch.bfloat16), (LORA, torch.float32)):
+        adapter = learned(half, config)
+        assert {tensor.dtype for tensor in adapter.tensors.values()} == {torch.float32}
+        adapted = half.adapted(adapter)
+        assert {p.dtype for p in parameters_of(adapted.networks(), adapter).values()} == {dtype}
+        assert adapted.dtype == torch.bfloat16 and torch.isfinite(predicted(adapted)).all()
+
+
+def test_weights_of_the_same_precision_are_not_copied():
+    prior = tiny_prior()
+    adapter = learned(prior, Full())
+    shown = parameters_of(prior.adapted(adapter).networks(), adapter)
+    assert all(shown[name].data_ptr() == tensor.data_ptr() for name, tensor in adapter.tensors.items())
+
+
 def test_two_adapters_and_their_base_live_side_by_side():
     prior = tiny_prior()
     one, two = (prior.adapted(learned(prior, LORA, seed)) for seed in (1, 2))
