@@ -34,6 +34,7 @@ from maquette.errors import RunFailed, UserError
 from maquette.images import Prompt
 from maquette.priors.adapters import Adapter, Full, Lora, new_adapter
 from maquette.priors.base import AdaptablePrior, Condition, Prediction, Prior, stack_conditions
+from maquette.priors.placement import current_placement
 from maquette.run import Stage
 from maquette.subjects import CaptionedImages
 
@@ -77,9 +78,10 @@ class PersonalizeConfig:
     sample_posterior: bool = True
     """Encode to a sample of the autoencoder's posterior, not its mean."""
     checkpointing: bool = False
-    """Recompute the blocks of the network in the backward pass: about half the memory, a third more time."""
+    """Recompute the blocks of the network in the backward pass: about half the memory, a third more time. Also on where
+    a run is told to take little memory (`priors.placement`)."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the network's arithmetic; what learns stays float32."""
+    """Of the network's arithmetic; what learns stays float32. A base that is kept in float16 takes bfloat16 always."""
     checkpoint_seconds: float = 30.0
     """Seconds between two checkpoints."""
     max_skipped: int = 10
@@ -128,6 +130,8 @@ def personalize(
     adapter = _first(prior, config, start, run)
     # Clones: the adapter that learning starts from is a value, and may be somebody's partial model.
     learning = {name: nn.Parameter(tensor.to(prior.device).clone()) for name, tensor in adapter.tensors.items()}
+    if 0 not in config.kept():
+        adapter = replace(adapter, tensors={})  # a machine may lack the memory for all weights once more
     # A parameter, its gradient and AdamW's two moments.
     run.require_memory(sum(4 * 4 * parameter.numel() for parameter in learning.values()))
     model = prior.adapted(replace(adapter, tensors=learning))
@@ -146,7 +150,7 @@ def personalize(
     kept = {step for step in config.kept() if 0 < step <= begin}
 
     def snapshot(step: int) -> Adapter:
-        tensors = {name: parameter.detach().cpu().clone() for name, parameter in learning.items()}
+        tensors = {name: parameter.detach().cpu() for name, parameter in learning.items()}
         return replace(adapter, tensors=tensors, steps=adapter.steps + step)
 
     def state_of() -> dict[str, Any]:
@@ -154,10 +158,10 @@ def personalize(
         return {"tensors": tensors, "optimizer": optimizer.state_dict(), "skipped": skipped, "kept": sorted(kept)}
 
     batches = _Batches(model, subject, others, config, run, dict(prior.networks()) if config.preserve else None)
-    recomputing = _recomputed(model.networks()) if config.checkpointing else nullcontext()
+    saving = config.checkpointing or current_placement().low_memory
+    recomputing = _recomputed(model.networks()) if saving else nullcontext()
     with run.progress(config.steps, start=begin) as progress, recomputing:
         for step in range(begin, config.steps):
-            optimizer.zero_grad(set_to_none=True)
             figures = batches.accumulate(step)
             norm = nn.utils.clip_grad_norm_(learning.values(), config.clip)
             if bool(torch.isfinite(norm)):
@@ -171,12 +175,14 @@ def personalize(
                         f"{run.name}: the gradient was NaN or infinite in {skipped} steps, last in step {step}; the "
                         f"last good state, that before this step, is kept. Lower the learning rate."
                     )
+            optimizer.zero_grad(set_to_none=True)  # before anything is written, which takes memory, too
             run.log(step, **figures, gradient=float(norm))
             progress.update(step + 1, loss=figures["loss"])
             if step + 1 in config.kept():
                 snapshot(step + 1).save(_place(run, step + 1))
                 kept.add(step + 1)
             run.checkpoint(step + 1, state_of, every=config.checkpoint_seconds)
+    optimizer.state.clear()  # its moments make room for what is loaded now
     made = {step: Adapter.load(_place(run, step)) if step else adapter for step in sorted(config.kept())}
     # A kill from here until the stage's result is written costs the whole stage's time again, but no correctness.
     shutil.rmtree(run.folder / "kept", ignore_errors=True)
@@ -250,7 +256,7 @@ class _Batches:
         captions = [caption for half in halves for caption in half[0]]
         latents, t, eps = (torch.cat(parts) for parts in zip(*(half[1:] for half in halves), strict=True))
         mine = len(halves[0][0])
-        with _autocast(latents.device, config.precision):
+        with self.arithmetic(latents.device):
             prediction = self.model.predict(schedule.add_noise(latents, eps, t), t, self.captions.stacked(captions))
         pred, target = as_predicted(prediction, schedule, t).float(), schedule.target(latents, eps, t)
         weight = None
@@ -271,6 +277,13 @@ class _Batches:
             parts["drift"] = torch.stack([(new - old).abs().sum() for new, old in self.drifting]).sum() / count
             loss = loss + config.preserve * parts["drift"]
         return loss, parts
+
+    def arithmetic(self, device: torch.device) -> Any:
+        """The precision of a step. A frozen base in float16 computes in bfloat16, whose small gradients survive."""
+        half = any(tensor.dtype == torch.float16 for tensor in self.model.networks()["network"].parameters())
+        if self.config.precision == "bfloat16" or half:
+            return torch.autocast(device.type, dtype=torch.bfloat16)
+        return nullcontext()
 
     def draw(self, pictures: CaptionedImages, turn: int, role: str) -> tuple[list[str], Tensor, Tensor, Tensor]:
         """Captions, latents [k, 1, C, h, w], timesteps [k] and eps of one half, from generators of its own."""
@@ -405,7 +418,3 @@ def _recomputed(networks: Mapping[str, nn.Module]) -> Iterator[None]:
     finally:
         for block in blocks:
             del block.forward
-
-
-def _autocast(device: torch.device, precision: str) -> Any:
-    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()

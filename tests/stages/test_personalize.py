@@ -11,6 +11,7 @@ import torch
 from maquette.diffusion.losses import min_snr_weight
 from maquette.errors import RunFailed, UserError
 from maquette.priors.adapters import Adapter, Full, Lora
+from maquette.priors.placement import Placement, loading, placed
 from maquette.run import Run, Stage, read_log
 from maquette.stages import personalize as module
 from maquette.stages.class_images import ClassImagesConfig, class_images
@@ -170,6 +171,23 @@ def test_memory_options_change_nothing_but_memory(stage):
     figures = learning.accumulate(2)
     turns = [float(learning.loss(turn)[0].detach()) for turn in (6, 7, 8)]
     assert figures["loss"] == pytest.approx(sum(turns) / 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("adapter", [Lora(rank=2), Full()])
+def test_a_run_in_little_memory_recomputes_and_a_base_in_half_learns_in_float32(adapter, stage, monkeypatch):
+    """As `--low-memory --precision bfloat16` load a published prior."""
+    blocks = []
+    monkeypatch.setattr(module, "checkpoint", lambda function, *args, **_: blocks.append(1) or function(*args))
+    config = replace(SHORT, adapter=adapter, steps=2, keep=())
+    with loading(Placement("bfloat16", low_memory=True)):
+        prior = placed(tiny_stable_diffusion().to("cpu", torch.bfloat16))
+        made = personalize(prior, SUBJECT, OTHERS, config, run=stage)[2]
+    assert blocks and {tensor.dtype for tensor in made.tensors.values()} == {torch.float32}
+    assert torch.isfinite(said(prior.adapted(made))).all()
+    assert not prior.config.batch_conditions
+    blocks.clear()
+    personalize(prior, SUBJECT, None, config, run=stage)
+    assert not blocks
 
 
 def test_weights_can_be_kept_near_where_they_were(stage):
