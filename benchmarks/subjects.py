@@ -69,6 +69,13 @@ VARIANTS = {
     "multi-view": "--guidance recon --guidance.guidance-scale 3 --guidance.rescale 0.5",
     "surface": "--final-scene surface --final-scene.samples.value 96",
     "warm-start": "--warm-start",
+    "refined": "--refinement refinement",
+    "classifier-score": "--guidance.lambda- 0",
+    "noise-free": "--guidance noise-free --guidance.guidance-scale 1.5",
+    "perp-neg": "--guidance perp-neg --guidance.guidance-scale 1.5",
+    "colours-alone": "--reconstruction.compare moments",
+    "thin": "--distillation.resolution.value 64 --distillation.regularizers.sparsity.value 0 "
+    "--final-scene.samples.value 192 --reconstruction.mask.value 0.5",
     "empty-start": "--first-views none",
     "one-stage-empty": "--variant one-stage --first-views none",
 }

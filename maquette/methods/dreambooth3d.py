@@ -17,18 +17,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from maquette.asset import Asset, Mesh
-from maquette.cameras import Cameras, OrbitSampler, fit_distance, from_angles
+from maquette.cameras import OrbitSampler, fit_distance
 from maquette.errors import UserError
 from maquette.evaluation.published import ClipEncoder
 from maquette.fields.background import FlatBackgroundConfig
 from maquette.guidance.base import Guidance, NoiseRange
 from maquette.guidance.recon import ReconConfig, ReconGuidance
 from maquette.guidance.score import from_dreamfusion
+from maquette.guidance.view_noise_free import NoiseFreeConfig, NoiseFreeGuidance
+from maquette.guidance.view_perp_neg import PerpNegConfig, PerpNegGuidance
 from maquette.guidance.view_text import ViewTextConfig, ViewTextGuidance
-from maquette.images import Prompt, Views
+from maquette.images import Prompt
 from maquette.meshing.pipeline import MeshConfig
 from maquette.priors.adapters import Full
 from maquette.priors.base import AdaptablePrior
@@ -38,8 +38,7 @@ from maquette.rendering.latent import LatentConfig, LatentScene
 from maquette.rendering.presets import imagedream_volume
 from maquette.rendering.scene import VolumeConfig, VolumeScene
 from maquette.rendering.surface import SurfaceConfig, SurfaceScene
-from maquette.rendering.views import render_views
-from maquette.run import Run, Stage
+from maquette.run import Run
 from maquette.schedules import Constant, Linear, Piecewise
 from maquette.stages.balance import Balance
 from maquette.stages.choose import ChooseConfig, choose_checkpoints
@@ -65,9 +64,10 @@ from maquette.stages.objectives import (
     ShadingConfig,
 )
 from maquette.stages.personalize import PersonalizeConfig, personalize
+from maquette.stages.pseudo_views import PseudoViews, Refinement, make_pseudo_views, refine
 from maquette.stages.regularizers import Regularizers
 from maquette.stages.surface import make_mesh
-from maquette.stages.translate import TranslateConfig, Translated, translate_views
+from maquette.stages.translate import TranslateConfig, Translated
 from maquette.stages.weak import WeakConfig, WeakReconstruction
 from maquette.subjects import CaptionedImages, Subject
 from maquette.wording import require_subject, view_captions
@@ -87,35 +87,7 @@ DREAMFUSION = (
 )
 
 
-@dataclass(frozen=True)
-class PseudoViews:
-    """Stage 2: renderings of the first field become pictures of the subject."""
-
-    count: int = 20
-    """Views, evenly around the object."""
-    elevations: tuple[float, ...] = (0.0, 15.0, 30.0)
-    """Degrees above the horizon, taken in turn."""
-    fovy: float = 55.0
-    """Vertical field of view, degrees; the middle of the training's range."""
-    distance: float = 1.75
-    """Scene units from the centre; the middle of the training's range."""
-    size: int = 512
-    """Pixels along the side of a rendering."""
-    view_words: bool = True
-    """Say in the caption which side a view shows."""
-    translate: TranslateConfig = TranslateConfig()
-    """Image to image."""
-
-    def __post_init__(self) -> None:
-        if self.count < 1 or not self.elevations:
-            raise UserError("pseudo views need a count of at least 1 and at least one elevation")
-
-    def cameras(self) -> Cameras:
-        """Equal steps of azimuth without the end point, which would be the first again."""
-        turns = torch.arange(self.count, dtype=torch.float64) * (360.0 / self.count)
-        heights = torch.tensor([self.elevations[k % len(self.elevations)] for k in range(self.count)])
-        rest = (torch.full((self.count,), value, dtype=torch.float64) for value in (self.distance, self.fovy))
-        return from_angles(turns, heights.double(), *rest, height=self.size, width=self.size).to(torch.float32)
+GuidanceConfig = ViewTextConfig | NoiseFreeConfig | PerpNegConfig | ReconConfig
 
 
 @dataclass(frozen=True)
@@ -123,7 +95,7 @@ class MultiviewConfig:
     """Stage 3a: the partial model goes on with pseudo views and photos."""
 
     personal: PersonalizeConfig = PersonalizeConfig(steps=150)
-    """How it learns; its adapter is the partial model's."""
+    """How it learns; its adapter is the partial model's, so none is chosen here."""
     captions: Literal["instance", "context", "context and view"] = "context and view"
     """What pseudo views are called: as the photos, the wish, or the wish with the word of their side. The photos keep
     the instance prompt, or the context would become a part of what [v] means."""
@@ -155,9 +127,10 @@ class Config:
     """Pictures that both models paint for each view word, for the report; 0 leaves them out."""
     sampling: SamplingConfig = SamplingConfig(guidance_scale=7.5)
     """How they are drawn."""
-    guidance: ViewTextConfig | ReconConfig = ViewTextConfig(omega=from_dreamfusion(100.0), lambda_=1.0, front=45.0)
-    """Score distillation with words for the sides (lambda 0 leaves the classifier score alone); or recon, where a
-    multi-view prior, personalised by its 2D half, sees four cameras at once (not in the paper)."""
+    guidance: GuidanceConfig = ViewTextConfig(omega=from_dreamfusion(100.0), lambda_=1.0, front=45.0)
+    """Score distillation with words for the sides (lambda 0 leaves the classifier score alone). Not in the paper:
+    noise-free at an ordinary scale; perp-neg, also away from other sides; recon, where a multi-view prior, personalised
+    by its 2D half, sees four cameras at once."""
     cameras: OrbitSampler = OrbitSampler()
     """Cameras of the distillation."""
     distillation: DistillationConfig = DistillationConfig()
@@ -182,16 +155,20 @@ class Config:
     """Begin the final field as a copy of the first: faster, and it inherits that one's faults."""
     fit: FitConfig = FitConfig()
     """Stage 3b."""
+    refinement: Refinement | None = None
+    """Stage 2 once more, of the final field and gently, and a fit of it at a higher resolution. Not in the paper."""
     mesh: MeshConfig = MeshConfig()
     """Extraction of the mesh."""
 
     def __post_init__(self) -> None:
         if self.warm_start and type(self.final_scene) is not type(self.scene):
             raise UserError("warm_start copies a radiance field; it cannot begin a surface, so leave it off")
-        if self.multiview.personal.adapter != self.personal.adapter:
-            raise UserError("multiview.personal.adapter goes on with the partial model, so it is personal.adapter's")
+        if self.multiview.personal.adapter not in (Full(), self.personal.adapter):
+            raise UserError("multiview.personal.adapter is the partial model's, so leave it to personal.adapter")
         if self.choose is not None and self.encoder == "none":
             raise UserError("choosing the checkpoints needs an encoder: set encoder to own or to a folder of CLIP")
+        if self.variant == "latent-nerf" and not isinstance(self.guidance, ViewTextConfig):
+            raise UserError("latent-nerf is a baseline of words for sides; leave --guidance as it is, view-text")
         if self.samples < 0:
             raise UserError(f"samples counts pictures, so it is at least 0, got {self.samples}")
 
@@ -225,7 +202,8 @@ def dreambooth3d(subject: Subject | LearnedSubject, caption: str, config: Config
     pseudo = None
     if config.pseudo_views is not None:
         assert initial is not None, "stage 2 needs stage 1"
-        pseudo = translated(initial, full, learned, caption, encoder, config.pseudo_views, run)
+        pictures = learned.photos.pictures
+        _, pseudo = make_pseudo_views(initial, full, caption, pictures, encoder, config.pseudo_views, run)
 
     # Stage 3a: the partial model goes on with pseudo views and photos (section 4.3).
     multiview = learn_sides(prior, learned, pseudo, caption, config, run)
@@ -241,6 +219,11 @@ def dreambooth3d(subject: Subject | LearnedSubject, caption: str, config: Config
         objectives.append(WeakReconstruction.of(pseudo, config.reconstruction))
         balance = config.balance
     final = run.stage("final_field", fit, scene, objectives, config.fit, balance)
+
+    # Not in the paper: stage 2 once more, of the final field, whose colours then follow.
+    again = config.pseudo_views or PseudoViews()
+    final = refine(final, multiview, caption, learned.photos.pictures, encoder, config.refinement, again, config.fit,
+                   run)  # fmt: skip
     return finished(final, pseudo, config, run)
 
 
@@ -284,11 +267,18 @@ def learn_subject(
 def distil(model: AdaptablePrior, caption: str, config: Config) -> Distillation:
     """DreamFusion's objective under a model that knows the subject: the wish, with the word of each view's side."""
     prompt = Prompt(None, caption)
-    if isinstance(config.guidance, ReconConfig):
-        guidance: Guidance = ReconGuidance(model, prompt, config.guidance)
-    else:
-        guidance = ViewTextGuidance(model, prompt, config.guidance)
-    return Distillation(guidance, config.cameras, config.distillation)
+    return Distillation(new_guidance(model, prompt, config.guidance), config.cameras, config.distillation)
+
+
+def new_guidance(model: AdaptablePrior, prompt: Prompt, config: GuidanceConfig) -> Guidance:
+    """The estimator that a config belongs to."""
+    if isinstance(config, ReconConfig):
+        return ReconGuidance(model, prompt, config)
+    if isinstance(config, NoiseFreeConfig):
+        return NoiseFreeGuidance(model, prompt, config)
+    if isinstance(config, PerpNegConfig):
+        return PerpNegGuidance(model, prompt, config)
+    return ViewTextGuidance(model, prompt, config)
 
 
 def first_field(teacher: AdaptablePrior, caption: str, config: Config, run: Run) -> VolumeScene:
@@ -296,27 +286,6 @@ def first_field(teacher: AdaptablePrior, caption: str, config: Config, run: Run)
     scene = VolumeScene(config.scene, seed=run.seed)
     scene = begin_with_views(scene, teacher, caption, config.first_views, "initial", run)
     return run.stage("initial_field", fit, scene, [distil(teacher, caption, config)], config.initial_fit)
-
-
-def translated(
-    initial: VolumeScene,
-    full: AdaptablePrior,
-    learned: LearnedSubject,
-    caption: str,
-    encoder: PictureEncoder | None,
-    views: PseudoViews,
-    run: Run,
-) -> Translated:
-    """The pseudo views: those of each side that were accepted, and every attempt."""
-    renderings: Views = run.stage("renderings", render_around, initial, views.cameras())
-    captions = view_captions(caption, renderings.cameras) if views.view_words else (caption,) * len(renderings)
-    return run.stage("pseudo_views", translate_views, full, renderings, captions, views.translate,
-                     photos=learned.photos.pictures, encoder=encoder)  # fmt: skip
-
-
-def render_around(scene: VolumeScene, cameras: Cameras, run: Stage) -> Views:
-    """Unlit views of a scene: light would be painted into the pictures that are made from them."""
-    return render_views(scene, cameras.to(run.device)).to("cpu")
 
 
 def learn_sides(
@@ -341,7 +310,7 @@ def learn_sides(
         if pictures.masks is None:
             imagined = CaptionedImages(imagined.pixels, imagined.captions)
         pictures = pictures.joined(imagined, share=config.multiview.real_fraction)
-    settings = config.multiview.personal
+    settings = replace(config.multiview.personal, adapter=config.personal.adapter)
     states = run.stage("multiview_model", personalize, prior, pictures, learned.class_pictures, settings,
                        learned.partial)  # fmt: skip
     return prior.adapted(states[settings.steps])
@@ -369,8 +338,7 @@ def latent_nerf(full: AdaptablePrior, caption: str, config: Config, run: Run) ->
     Differs from paper: the authors refine in colours through a linear map of the latents, of which there is one for
     Stable Diffusion only.
     """
-    if isinstance(config.guidance, ReconConfig):
-        raise UserError("latent-nerf is a baseline of words for sides; leave --guidance as it is")
+    assert isinstance(config.guidance, ViewTextConfig), "the config says so"
     start = LatentScene(LatentConfig(config.scene, full.codec.latent_shape[0]), seed=run.seed)
     guidance = ViewTextGuidance(full, Prompt(None, caption), config.guidance)
     settings = replace(config.distillation, regularizers=Regularizers(sparsity=Constant(5e-4)))
@@ -402,7 +370,10 @@ def paper() -> Config:
     )
     scene = replace(imagedream_volume(), levels=Linear(0.5, 1.0, 0.6, begin=0.2))
     steps = FitConfig(steps=10_000, encoding_rate=0.01, network_rate=0.01, background_rate=0.001)
+    # All weights and AdamW's moments are ten gigabytes: written every half minute, they would cost more than the steps.
     return Config(
+        personal=PersonalizeConfig(keep=(150,), steps=800, checkpoint_seconds=300.0),
+        multiview=MultiviewConfig(PersonalizeConfig(steps=150, checkpoint_seconds=300.0)),
         cameras=cameras,
         distillation=distillation,
         scene=scene,

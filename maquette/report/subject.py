@@ -76,7 +76,23 @@ def _learned(run: RunRecord) -> str:
 
 
 def _pseudo_views(run: RunRecord) -> str:
-    renderings, pseudo = _result(run, "renderings"), _result(run, "pseudo_views")
+    content = _round(run, "renderings", "pseudo_views", "The first field", "the full model")
+    if not content:
+        return ""
+    again = _round(run, "final_renderings", "final_pseudo_views", "The final field", "the multi-view model")
+    text = [
+        "Renderings of the first field are noised in part and painted clean by the full model. They keep their "
+        "viewpoint and gain the subject's look, but differ from one another in detail, so the final field resembles "
+        "them only weakly."
+    ]
+    if again:
+        text.append("The same was done once more, gently, with the final field, whose colours then followed.")
+    return section("pseudo-views", "Pseudo views", paragraphs(*text), content + again)
+
+
+def _round(run: RunRecord, before: str, after: str, title: str, painter: str) -> str:
+    """Renderings and what was painted over them; nothing where these stages were not run."""
+    renderings, pseudo = _result(run, before), _result(run, after)
     if renderings is None or pseudo is None:
         return ""
     seen, made = Views.load(renderings), Translated.load(pseudo)
@@ -86,13 +102,13 @@ def _pseudo_views(run: RunRecord) -> str:
     content = _grid(
         [(uri, word, "") for uri, word in zip(_pictures(white), words, strict=True)],
         COLUMNS,
-        "The first field, from all around",
+        f"{title}, from all around",
     )
     taken = [
         (uri, words[number], f"view {number}")
         for uri, number in zip(_pictures(made.views.images), made.numbers, strict=True)
     ]
-    content += _grid(taken, COLUMNS, f"Painted over by the full model: {len(taken)} of {len(seen)} views were accepted")
+    content += _grid(taken, COLUMNS, f"Painted over by {painter}: {len(taken)} of {len(seen)} views were accepted")
     refused = [
         (image_uri(to_bytes(read_image(pseudo / "attempts" / file).movedim(0, -1))), words[entry.view], entry.reason)
         for entry in made.attempts
@@ -100,12 +116,7 @@ def _pseudo_views(run: RunRecord) -> str:
     ]
     if refused:
         content += folded(f"{len(refused)} attempts were not taken, and why", _grid(refused, 5))
-    text = paragraphs(
-        "Renderings of the first field are noised in part and painted clean by the full model. They keep their "
-        "viewpoint and gain the subject's look, but differ from one another in detail, so the final field resembles "
-        "them only weakly."
-    )
-    return section("pseudo-views", "Pseudo views", text, content)
+    return content
 
 
 def _uris(pictures: CaptionedImages) -> list[str]:

@@ -121,6 +121,12 @@ STAGES = {
         "The final field",
         "A second cloud was nudged by the prior that knows all sides, and resembles the painted views weakly.",
     ),
+    "final_renderings": ("Photographing the final field", "The second cloud was rendered from all around."),
+    "final_pseudo_views": (
+        "Painting over it once more",
+        "These views were noised a little and painted clean by the prior that knows all sides.",
+    ),
+    "refined_field": ("Sharper colours", "The second cloud was fitted to these pictures, and kept its outlines."),
     "latent_field": (
         "A field of latents",
         "A cloud of the prior's own numbers, not of colours, was nudged towards what the prior expects.",
@@ -181,6 +187,7 @@ ADDITIONS = {
 
 TARGETS = {
     "pseudo_views": "the painted views",
+    "final_pseudo_views": "the painted views",
     "decoded_views": "the decoded views",
     "views": "the imagined views",
     "prompt_view": "the picture",

@@ -13,9 +13,11 @@ from maquette.fields.encodings import TriPlanesConfig
 from maquette.fields.radiance import RadianceConfig
 from maquette.fields.surface import SurfaceFieldConfig
 from maquette.guidance.recon import ReconConfig
+from maquette.guidance.view_noise_free import NoiseFreeConfig
+from maquette.guidance.view_perp_neg import PerpNegConfig
 from maquette.methods import dreambooth3d as method
-from maquette.methods.dreambooth3d import Config, PseudoViews, dreambooth3d, nano, paper
-from maquette.priors.adapters import Full
+from maquette.methods.dreambooth3d import Config, MultiviewConfig, PseudoViews, dreambooth3d, nano, paper
+from maquette.priors.adapters import Full, Lora
 from maquette.priors.hub import save_prior
 from maquette.rendering.sampling import OccupancyConfig
 from maquette.rendering.scene import VolumeConfig
@@ -27,6 +29,8 @@ from maquette.stages.first_views import FirstViews
 from maquette.stages.fit import FitConfig
 from maquette.stages.learned import find_learned
 from maquette.stages.look import SamplingConfig
+from maquette.stages.personalize import PersonalizeConfig
+from maquette.stages.pseudo_views import Refinement
 from maquette.subjects import CaptionedImages, Subject
 from tests.priors.tiny import tiny_config, tiny_prior
 
@@ -68,9 +72,11 @@ def test_what_contradicts_itself_is_refused():
     with pytest.raises(UserError, match="warm_start"):
         replace(nano(), warm_start=True, final_scene=SurfaceConfig())
     with pytest.raises(UserError, match="adapter"):
-        replace(nano(), personal=replace(nano().personal, adapter=Full(text_encoder=True)))
+        replace(nano(), multiview=MultiviewConfig(PersonalizeConfig(adapter=Full(text_encoder=True))))
     with pytest.raises(UserError, match="encoder"):
         replace(paper(), choose=ChooseConfig())
+    with pytest.raises(UserError, match="latent-nerf is a baseline"):
+        replace(nano(), variant="latent-nerf", guidance=ReconConfig())
     with pytest.raises(UserError, match="quality"):
         method.configure("nano", "best")
 
@@ -137,6 +143,13 @@ VARIANTS = {
     ),
     "a surface": ({"final_scene": SURFACE}, STAGE_1 | STAGE_2 | STAGE_3),
     "a multi-view prior": ({"guidance": ReconConfig()}, STAGE_1 | STAGE_2 | STAGE_3),
+    "without noise": ({"guidance": NoiseFreeConfig()}, STAGE_1 | STAGE_2 | STAGE_3),
+    "not the other sides": ({"guidance": PerpNegConfig(guidance_scale=2.0)}, STAGE_1 | STAGE_2 | STAGE_3),
+    "one more round": (
+        {"refinement": Refinement()},
+        STAGE_1 | STAGE_2 | STAGE_3 | {"final_renderings", "final_pseudo_views", "refined_field"},
+    ),
+    "low rank": ({"personal": Lora(rank=2)}, STAGE_1 | STAGE_2 | STAGE_3),
     "chosen checkpoints": (
         {"choose": ChooseConfig(images=1)},
         STAGE_1 | STAGE_2 | STAGE_3 | {"choice"},
@@ -150,6 +163,8 @@ def test_every_variant_makes_an_object(name, package, subject, tmp_path):
     config = quick(package)
     if "choose" in changes:
         changes = {"choose": replace(changes["choose"], sampling=config.sampling)}
+    if "personal" in changes:
+        changes = {"personal": replace(config.personal, adapter=changes["personal"])}
     config = replace(config, **changes)
     with Run.open(tmp_path / "run", config=config, seed=2, device="cpu", quiet=True) as run:
         asset = dreambooth3d(subject, "a [v] kite in the snow", config, run)
