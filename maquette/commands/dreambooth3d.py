@@ -27,6 +27,7 @@ from maquette.errors import UserError
 from maquette.images import Prompt, save_image, sheet
 from maquette.methods.dreambooth3d import Config, configure, dreambooth3d
 from maquette.priors.nano.vocabulary import unknown_words
+from maquette.priors.placement import Precision
 from maquette.run import Run
 from maquette.run.files import atomic_path
 from maquette.run.fingerprints import fingerprint
@@ -63,6 +64,11 @@ class Options:
     """Same seed, same machine: the same bytes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
+    precision: Precision = "auto"
+    """Of published priors; auto: float16 on a GPU, float32 on a CPU. What learns is float32 all the same."""
+    low_memory: bool = False
+    """Published priors in less memory, with slower steps; learning recomputes what it would keep (as with
+    --personal.checkpointing)."""
     steps: Annotated[int | None, arg(metavar="N")] = None
     """Steps of each field fit; schedules are fractions of it."""
     overwrite: bool = False
