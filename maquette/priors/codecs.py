@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from maquette.diffusion.autoencoder import Autoencoder
 from maquette.diffusion.clip_pixels import vae_pixels
@@ -84,7 +85,8 @@ class SpaceToDepth:
 class KLCodec(nn.Module):
     """The published models' autoencoder: images in [0, 1] -> [-1, 1] -> posterior -> latents times `scale`.
 
-    `chunk` bounds how many images pass through the autoencoder at once (None: all), which bounds its memory.
+    `chunk` bounds how many images pass through the autoencoder at once (None: all), which bounds its memory. A gradient
+    needs what lies between the layers of all images at once, unless it is `recompute`d on the way back.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class KLCodec(nn.Module):
         image_size: int = 256,
         scale: float = SD_LATENT_SCALE,
         chunk: int | None = None,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         if chunk is not None and chunk < 1:
@@ -101,6 +104,7 @@ class KLCodec(nn.Module):
         self.image_size = image_size
         self.scale = scale
         self.chunk = chunk
+        self.recompute = recompute
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -124,13 +128,18 @@ class KLCodec(nn.Module):
         step = self.chunk or flat.shape[0]
         latents = []
         for start in range(0, flat.shape[0], step):
-            mean, std = self.autoencoder.encode(flat[start : start + step])
+            mean, std = self._posterior(flat[start : start + step])
             latents.append(mean if flat_noise is None else mean + std * flat_noise[start : start + step])
         return torch.cat(latents).unflatten(0, (batch, views)) * self.scale
 
+    def _posterior(self, images: Float[Tensor, "n 3 h w"]) -> tuple[Tensor, Tensor]:
+        if self.recompute and images.requires_grad:
+            return checkpoint(self.autoencoder.encode, images, use_reentrant=False)
+        return self.autoencoder.encode(images)
+
     def at(self, image_size: int) -> KLCodec:
         """The same autoencoder for images of another size; its weights are shared."""
-        return KLCodec(self.autoencoder, image_size, self.scale, self.chunk)
+        return KLCodec(self.autoencoder, image_size, self.scale, self.chunk, self.recompute)
 
     def resize_prompt(self, image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 s s"]:
         """A picture at `image_size` as the released code makes it: truncated to 8 bits, Pillow's bilinear filter."""

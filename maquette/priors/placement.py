@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from maquette.errors import UserError
+from maquette.priors.codecs import KLCodec
 
 P = TypeVar("P")
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -29,8 +30,8 @@ class Placement:
     precision: Precision = "auto"
     """Of U-Net and encoders; auto is float16 on a GPU and float32 on a CPU. Autoencoders are always float32."""
     low_memory: bool = False
-    """Evaluate the halves of guidance one after the other, and keep image encoders on the CPU between their calls, as
-    text encoders always are: slower steps, a good third less memory on a GPU."""
+    """Evaluate the halves of guidance one after the other, compute the autoencoder's inside again for the gradient, and
+    keep image encoders on the CPU between their calls, as text encoders always are: slower steps, less memory."""
     compile: bool = False
     """Compile U-Nets when they are first called, on a GPU into CUDA graphs: minutes at first, then faster steps."""
 
@@ -74,6 +75,8 @@ def placed(prior: P) -> P:
         leaves = low_memory or (name == "text_encoder" and given.device.type == "cuda")
         if leaves and isinstance(encoder, nn.Module):
             wait_on_cpu(encoder, given.device)
+    if low_memory and isinstance(given.codec, KLCodec):
+        given.codec.recompute = True
     if current_placement().compile:
         compile_network(given.network)
     return given.with_config(batch_conditions=False) if low_memory else given

@@ -79,6 +79,29 @@ def test_chunks_change_nothing_but_memory(generator):
         KLCodec(codec.autoencoder, chunk=0)
 
 
+def test_what_is_computed_again_need_not_be_kept(generator):
+    codec = tiny_published().codec
+    again = KLCodec(codec.autoencoder, codec.image_size, chunk=1, recompute=True)
+    images = torch.rand(1, 4, 3, 12, 12, generator=generator).requires_grad_()
+    noise = torch.randn(1, 4, *codec.latent_shape, generator=generator)
+    found, kept = [], []
+    for one in (KLCodec(codec.autoencoder, codec.image_size, chunk=1), again, again.at(codec.image_size)):
+        sizes: list[int] = []
+
+        def keep(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            latents = one.encode(images, noise)
+        found.append(torch.cat([latents.flatten(), torch.autograd.grad(latents.square().sum(), images)[0].flatten()]))
+        kept.append(sum(sizes))
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2], found[0])
+    assert kept[1] == kept[2] < kept[0] / 5, kept
+    torch.testing.assert_close(again.encode(images.detach()), codec.encode(images.detach()))
+
+
 def test_identities_tell_codecs_apart():
     assert SpaceToDepth(16, 4).identity() == SpaceToDepth(16, 4).identity()
     assert SpaceToDepth(16, 4).identity() != SpaceToDepth(16, 4, 0.5).identity()

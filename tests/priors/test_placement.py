@@ -53,6 +53,7 @@ def test_what_a_prior_says_stays_the_same():
     with loading(Placement(low_memory=True)):
         apart = placed(tiny_published())
     assert not apart.config.batch_conditions and whole.config.batch_conditions
+    assert apart.codec.recompute and not whole.codec.recompute
     found = []
     for prior in (whole, apart):
         cond = prior.condition(cond_prompt, WHITE)
