@@ -233,8 +233,8 @@ def describe_inputs(options: Options) -> dict[str, Any]:
 
 
 def slug(name: str) -> str:
-    """A name as part of a folder's name."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "image"
+    """A name as part of a folder's name: its letters and digits, of any script, no longer than file systems allow."""
+    return re.sub(r"[\W_]+", "-", name.lower())[:50].strip("-") or "image"
 
 
 def announce(method: Method, config: Any, prompt: Prompt, run: Run) -> None:

@@ -83,6 +83,14 @@ def test_a_run_writes_what_its_folder_should_hold(maquette, picture, tmp_path):
     assert "about 20 s on two CPU cores" in error and "views: " in error
 
 
+def test_folders_are_named_after_pictures_of_any_script():
+    from maquette.commands.method import slug
+
+    assert slug("Red  Disc_2 (copy)") == "red-disc-2-copy"
+    assert slug("赤い円") == "赤い円" and slug("Bär") == "bär"  # or every such picture would share one folder
+    assert slug("…\udce9") == "image" and len(slug("漢" * 300).encode()) < 200
+
+
 def test_the_same_command_again_reuses_everything_and_keeps_the_bytes(maquette, picture, tmp_path):
     assert maquette("sketch", picture, "--out", "a")[0] == 0
     first = (tmp_path / "a" / "asset.glb").read_bytes()
