@@ -69,14 +69,14 @@ class Options:
 def estimate(config: Config) -> tuple[float, int]:
     """Seconds on two CPU cores and bytes, as for `maquette imagedream`; zeros for priors of unknown cost.
 
-    A step of the surface takes 0.08 processor seconds, one of the texture 0.4.
+    A step of the surface takes 0.055 processor seconds, one of the texture about 0.4.
     """
     if config.prior != "nano":
         return 0.0, 0
     processor = 0.46 * config.fit.steps + 30.0
     processor += 0.10 * config.first_views.sampling.evaluations if config.first_views else 0.0
     processor += 0.085 * config.warm_start.fit.steps if config.warm_start else 0.0
-    processor += 0.08 * config.geometry.recovery.fit.steps if config.geometry else 0.0
+    processor += 0.055 * config.geometry.recovery.fit.steps if config.geometry else 0.0
     processor += 0.4 * config.texture.fit.steps + 10.0 if config.texture else 0.0
     return processor / PARALLEL, round(1.5 * GIB)
 

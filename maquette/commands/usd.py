@@ -11,18 +11,18 @@ from maquette.run.memory import GIB
 def estimate(config: Config) -> tuple[float, int]:
     """Seconds on two CPU cores and bytes of memory beyond what the libraries take; zeros for priors of unknown cost.
 
-    Measured with the nano priors on one core of an AMD EPYC with AVX-512, in processor seconds: 0.011 a sampled view
-    and step, 0.06 a step of the warm start, 0.2 of the radiance field, 0.1 of the specialisation, 0.025 a refined view
-    and step, 0.08 a step of the surface, and 35 for imports, meshing and report.
+    Measured with the nano priors on one core of an AMD EPYC with AVX-512, in processor seconds (`benchmarks/usd.py`,
+    draft): 0.012 a sampled view and step, 0.04 a step of the warm start, 0.09 of the radiance field, 0.1 of the
+    specialisation, 0.025 a refined view and step, 0.055 a step of the surface, and 35 for imports, meshing and report.
     """
     if not (config.prior == "nano-zero123" and config.free_prior == "nano"):
         return 0.0, 0
-    processor = 35.0 + 0.011 * config.novel.count * config.novel.sampling.steps + 0.2 * config.fit.steps
+    processor = 35.0 + 0.012 * config.novel.count * config.novel.sampling.steps + 0.09 * config.fit.steps
     if pose := config.pose:
         asked = 1 if pose.follow is None else 2
-        processor += asked * (2.0 + 0.011 * (len(pose.turns) + len(pose.lifts)) * pose.sampling.steps)
+        processor += asked * (0.5 + 0.012 * (len(pose.turns) + len(pose.lifts)) * pose.sampling.steps)
     if warm := config.warm_start:
-        processor += 0.06 * warm.fit.steps
+        processor += 0.04 * warm.fit.steps
     if refinement := config.refinement:
         special, translate = refinement.specialize, refinement.translate
         second = special.second.steps if refinement.steps == 2 else 0
@@ -30,7 +30,7 @@ def estimate(config: Config) -> tuple[float, int]:
         processor += 0.1 * (special.first.steps + second)
         processor += 0.025 * views * translate.strength * translate.sampling.steps
     if recovery := config.recovery:
-        processor += 0.08 * recovery.fit.steps
+        processor += 0.055 * recovery.fit.steps
     return processor / PARALLEL, 2 * GIB
 
 
