@@ -27,8 +27,9 @@ SETTINGS = (
     "--refinement.specialize.first.batch 1 --refinement.specialize.second.steps 1 "
     "--refinement.specialize.second.batch 1 --refinement.translate.sampling.steps 4 --recovery.mesh.resolution 16 "
     "--recovery.mesh.texture-size 64 --recovery.mesh.unwrap-seconds 0 --recovery.scene.field.hidden 8 "
-    "--recovery.scene.occupancy.resolution 16 --recovery.scene.samples.value 24 --scene.occupancy.resolution 16 "
-    "--scene.samples.value 24 --scene.field.hidden 8 --fit.checkpoint-seconds 0 --recovery.fit.checkpoint-seconds 0"
+    "--recovery.scene.occupancy.resolution 16 --recovery.scene.samples.value 24 --recovery.scene.variance 0.6 "
+    "--scene.occupancy.resolution 16 --scene.samples.value 24 --scene.field.hidden 8 --fit.checkpoint-seconds 0 "
+    "--recovery.fit.checkpoint-seconds 0"
 ).split()
 
 
