@@ -393,9 +393,7 @@ def nano(quality: Literal["draft", "default", "high"] = "default") -> Config:
     # scales 2 and 10, in samples and in fields alike.
     # What such a network gets wrong depends on the noise, and means over noises leave it out: drawn ancestrally, the
     # example's armchair is a mosaic of its colours, on average a box of them.
-    quick = SamplingConfig(
-        sampler="averaged", steps=5, draws=4, guidance_scale=2.0, spacing="exact", clip=True
-    )  # fmt: skip
+    quick = SamplingConfig(sampler="averaged", steps=5, draws=4, guidance_scale=2.0, spacing="exact", clip=True)
     learning = PersonalizeConfig(
         adapter=Full(), steps=learning_steps, keep=(learning_steps // 2,), batch=4, learning_rate=5e-4
     )
