@@ -225,6 +225,22 @@ class Piecewise:
         return self.values[passed]
 
 
+def extremes(schedule: Constant | Linear | Exponential | Cosine | Piecewise) -> tuple[float, float]:
+    """The lowest and the highest value that a schedule can take.
+
+    >>> extremes(Piecewise((64, 192, 256), (0.4, 0.8)))
+    (64, 256)
+    """
+    if isinstance(schedule, Constant):
+        return schedule.value, schedule.value
+    if isinstance(schedule, Piecewise):
+        return min(schedule.values), max(schedule.values)
+    values = [schedule.first, schedule.last]
+    if isinstance(schedule, Exponential):
+        values.append(schedule.warmup * schedule.first)
+    return min(values), max(values)
+
+
 def constant(value: float) -> Constant:
     """The same value at every step.
 

@@ -22,9 +22,10 @@ from torch import Tensor
 
 from maquette.cameras import Cameras
 from maquette.diffusion.schedule import NoiseSchedule
+from maquette.errors import UserError
 from maquette.images import Prompt
 from maquette.priors.base import Condition, PredictionPair, Prior, UnconditionalKind, predict_pair
-from maquette.schedules import Constant, Linear, Piecewise, timestep_bounds
+from maquette.schedules import Constant, Linear, Piecewise, extremes, timestep_bounds
 
 BackgroundAlignment = Literal["none", "grey", "colour"]
 """What the prompt's background copies from the render's: nothing, its brightness (released code), or its colour."""
@@ -73,6 +74,16 @@ class NoiseRange:
     """Least noise."""
     high: Constant | Linear | Piecewise = Linear(0.98, 0.50, 0.64)
     """Most noise."""
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high"):
+            lowest, highest = extremes(getattr(self, name))
+            if not 0 <= lowest <= highest <= 1:
+                raise UserError(f"NoiseRange.{name} is a fraction in [0, 1] throughout, got {getattr(self, name)}")
+        for moment in (0, 1):
+            low, high = self.at(moment, 1)
+            if low > high:
+                raise UserError(f"NoiseRange.low is at most high throughout, got {low} and {high}")
 
     def at(self, step: int, total: int) -> tuple[float, float]:
         """(low, high) at `step` of `total`."""

@@ -27,7 +27,7 @@ from maquette.meshing.pipeline import MeshConfig
 from maquette.meshing.project import ProjectionConfig
 from maquette.priors.base import Prior
 from maquette.priors.hub import load_prior
-from maquette.priors.multiview import ImageWeight, MultiViewPrior
+from maquette.priors.multiview import ImageWeight, MultiViewPrior, parse_control
 from maquette.rendering.presets import imagedream_volume
 from maquette.rendering.scene import VolumeConfig, VolumeScene
 from maquette.run import Run
@@ -59,6 +59,10 @@ class WarmStart:
     """Sets of four views that are sampled, turned against each other; 2 gives a view every 45 degrees."""
     fit: FitConfig = FitConfig(steps=250, rate=Linear(1.0, 0.1))
     photometric: PhotometricConfig = PhotometricConfig(mask=Constant(0.5))
+
+    def __post_init__(self) -> None:
+        if self.rings < 1:
+            raise UserError(f"a warm start needs at least one ring of views, got rings={self.rings}")
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,13 @@ class Config:
     """Optimisation of the radiance field."""
     mesh: MeshConfig = MeshConfig()
     """Extraction of the mesh."""
+
+    def __post_init__(self) -> None:
+        parse_control(self.control)
+        if not -90 <= self.view_elevation <= 90:
+            raise UserError(f"view_elevation is from -90 to 90 degrees, got {self.view_elevation}")
+        if not 0 < self.fovy < 180:
+            raise UserError(f"fovy is between 0 and 180 degrees, got {self.fovy}")
 
 
 def paper() -> Config:
@@ -182,6 +193,9 @@ def imagedream(prompt: Prompt, config: Config, run: Run) -> Asset:
     if prompt.image is None:
         raise UserError("ImageDream needs a picture; for words alone use a text-to-3D method")
     prior = prior_of(config, run)
+    if prior.num_views not in (None, config.cameras.num_views):
+        wanted = config.cameras.num_views
+        raise UserError(f"{config.prior} judges {prior.num_views} views at once, and cameras.num_views is {wanted}")
     run.cite(CITATION)
 
     views = canonical_views(prior, prompt, config, run)

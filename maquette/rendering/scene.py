@@ -23,7 +23,7 @@ from maquette.rendering.rays import Rays, cast_rays
 from maquette.rendering.sampling import March, OccupancyConfig, OccupancyGrid, draw_offsets, march
 from maquette.rendering.volume import composite, packed_weights, sum_by_ray
 from maquette.run.fingerprints import fingerprint
-from maquette.schedules import Constant, Linear, Piecewise
+from maquette.schedules import Constant, Linear, Piecewise, extremes
 
 DIAGONAL = 2 * math.sqrt(3)
 """Length of the scene cube's diagonal."""
@@ -49,6 +49,8 @@ class VolumeConfig:
     """Samples behind which less than this share of light passes are not evaluated in full; 0 evaluates all."""
 
     def __post_init__(self) -> None:
+        if not extremes(self.samples)[0] > 0:
+            raise UserError(f"VolumeConfig.samples is more than 0 throughout, got {self.samples}")
         if not 0 <= self.termination < 1:
             raise UserError(f"VolumeConfig.termination is a share of light in [0, 1), got {self.termination}")
 

@@ -23,7 +23,7 @@ from maquette.rendering.scene import DIAGONAL, composite_samples, light_samples
 from maquette.rendering.sharpness import Cap, Sharpness, neus_alpha, volsdf_density
 from maquette.rendering.volume import packed_weights_from_alpha
 from maquette.run.fingerprints import fingerprint
-from maquette.schedules import Constant, Linear, Piecewise, Unit
+from maquette.schedules import Constant, Linear, Piecewise, Unit, extremes
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,8 @@ class SurfaceConfig:
     def __post_init__(self) -> None:
         if self.opacity not in ("neus", "volsdf"):
             raise UserError(f"SurfaceConfig.opacity is 'neus' or 'volsdf', got {self.opacity!r}")
+        if not extremes(self.samples)[0] > 0:
+            raise UserError(f"SurfaceConfig.samples is more than 0 throughout, got {self.samples}")
         if not 0 <= self.termination < 1:
             raise UserError(f"SurfaceConfig.termination is a share of light in [0, 1), got {self.termination}")
         if not self.slack >= 0:

@@ -22,7 +22,7 @@ from maquette.images import Views
 from maquette.rendering.base import Rendering, Shot
 from maquette.rendering.lights import LightSampler
 from maquette.rendering.rays import pixel_centres
-from maquette.schedules import Constant, Linear, Piecewise
+from maquette.schedules import Constant, Linear, Piecewise, extremes
 from maquette.stages.regularizers import Ramp, Regularizers, mask_entropy
 
 Metrics = dict[str, Any]
@@ -320,6 +320,9 @@ class DistillationConfig:
     def __post_init__(self) -> None:
         if self.every < 1:
             raise UserError(f"an objective's `every` is at least 1 step, got {self.every}")
+        for name in ("resolution", "scenes"):
+            if extremes(getattr(self, name))[0] < 1:
+                raise UserError(f"DistillationConfig.{name} is at least 1 throughout, got {getattr(self, name)}")
         if not 0 <= self.random_background <= 1:
             raise UserError(f"random_background is a probability in [0, 1], got {self.random_background}")
 
