@@ -104,6 +104,8 @@ def cameras(arguments: list[str]) -> int:
         raise UserError(
             "a prompt's camera is searched on a first field: neither --warm-start nor --prompt-view is none"
         )
+    if options.true_views < 0:
+        raise UserError(f"--true-views: expected pixels a side, or 0 for the prior's own, got {options.true_views}")
     protocol = PromptCameras(limit=options.limit, prompts=options.prompts, seed=options.seed)
     size = options.true_views
     rings = [imagedream.ring_cameras(config, size, azimuth) for azimuth in imagedream.ring_azimuths(config)]

@@ -60,6 +60,9 @@ def run(arguments: list[str]) -> int:
             objects = require_objects(options.objects)
             summary = render_objects(objects, options.out, options.config, report=report, overwrite=options.overwrite)
     tell_skipped(summary)
+    if not summary.rendered and not summary.reused:
+        why = f"see index.jsonl in {summary.folder}"
+        raise UserError(f"none of the {len(summary.broken)} objects can be rendered; {why}")
     print(
         f"{summary.folder}: {summary.rendered} objects rendered ({summary.views} pictures), {summary.reused} there "
         f"already, {len(summary.broken)} skipped, in {duration(summary.seconds)}"

@@ -55,8 +55,10 @@ class PromptCameras:
     """Order of the objects, places of the cameras."""
 
     def __post_init__(self) -> None:
-        if self.prompts < 1:
-            raise ValueError(f"prompts must be at least 1, got {self.prompts}")
+        for name in ("limit", "prompts", "size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
 
     def draw(self, id: str, number: int) -> tuple[float, float, float]:
         """(azimuth, elevation, fill) of one prompt."""

@@ -32,6 +32,12 @@ class Method:
         return found(reliable=len(self.seen) % 2 == 0)
 
 
+@pytest.mark.parametrize("name", ["limit", "prompts", "size"])
+def test_numbers_below_one_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        PromptCameras(**{name: 0})
+
+
 def test_a_prompts_camera_depends_on_seed_object_and_number_alone():
     config = PromptCameras()
     places = [config.draw(id, number) for id in ("cup", "chair") for number in range(20)]
