@@ -70,7 +70,7 @@ VARIANTS = {
     "surface": "--final-scene surface --final-scene.samples.value 96",
     "warm-start": "--warm-start",
     "refined": "--refinement refinement",
-    "classifier-score": "--guidance.lambda- 0",
+    "classifier-score": "--guidance.lambda_ 0",
     "noise-free": "--guidance noise-free --guidance.guidance-scale 1.5",
     "perp-neg": "--guidance perp-neg --guidance.guidance-scale 1.5",
     "colours-alone": "--reconstruction.compare moments",

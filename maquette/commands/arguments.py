@@ -61,7 +61,7 @@ def _check_numbers(values: Any, prefix: str = "") -> None:
     the middle, and seeds that not every generator takes.
     """
     for field in dataclasses.fields(values):
-        value, name = getattr(values, field.name), f"{prefix}{field.name.replace('_', '-')}"
+        value, name = getattr(values, field.name), f"{prefix}{as_option(field.name)}"
         if dataclasses.is_dataclass(value):
             _check_numbers(value, "" if name == FLAT else f"{name}.")
         for number in value if isinstance(value, tuple) else (value,):
@@ -105,11 +105,20 @@ def option_names(kind: Any, default: Any = None, prefix: str = "") -> Iterator[s
     """The long options that stand for the fields of a dataclass and of the dataclasses inside it."""
     for field in dataclasses.fields(kind):
         value = getattr(default, field.name, None) if default is not None else _default_of(field)
-        name = f"{prefix}{field.name.replace('_', '-')}"
+        name = f"{prefix}{as_option(field.name)}"
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             yield from option_names(type(value), value, "" if name == FLAT else f"{name}.")
         else:
             yield f"--{name}"
+
+
+def as_option(field: str) -> str:
+    """A field's name as it is typed: dashes, but for the underscore that tells a word from one of Python's own.
+
+    >>> as_option("guidance_scale"), as_option("lambda_")
+    ('guidance-scale', 'lambda_')
+    """
+    return field.rstrip("_").replace("_", "-") + "_" * (len(field) - len(field.rstrip("_")))
 
 
 def _default_of(field: Any) -> Any:
