@@ -150,8 +150,9 @@ def sample_views(truth: Truth, folder: Path, base: usd.Config, seed: int) -> Non
     for name, null, scale in (
         ("no guidance", None, 1.0),
         ("own null", None, sampling.guidance_scale),
-        ("free null 1.5", free, 1.5),
         ("free null", free, sampling.guidance_scale),
+        ("own null 3", None, 3.0),
+        ("free null 3", free, 3.0),
     ):
         if figures_file(folder, name).exists():
             continue
@@ -250,7 +251,7 @@ def table(out: Path, ids: list[str], variants: Collection[str], columns: tuple[s
 VARIANTS: dict[str, Collection[str]] = {
     "main": MAIN,
     "sweeps": SWEEPS,
-    "views": ("no guidance", "own null", "free null 1.5", "free null"),
+    "views": ("no guidance", "own null", "free null", "own null 3", "free null 3"),
     "elevation": tuple(f"true {elevation:g}" for elevation in TRUE_ELEVATIONS),
     "agreement": ("raw views", "renderings", "refined", "true views"),
 }

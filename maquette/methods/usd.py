@@ -230,7 +230,10 @@ def nano(quality: Literal["draft", "default", "high"] = "default") -> Config:
     draft = quality == "draft"
     steps = {"draft": 80, "default": 400, "high": 1000}[quality]
     distance, fovy = fit_distance(40.0), 40.0
-    sampling = SamplingConfig(steps=12 if draft else 20, guidance_scale=2.0, eta=1.0, spacing="exact", clip=True)
+    # Averages over noises, as in `imagedream.nano`: ancestral sampling in 12 steps leaves its noise in the raw views,
+    # and these rose from 17.7 to 20.7 dB for a satellite dish, from 20.4 to 20.7 for an armchair.
+    sampling = SamplingConfig(sampler="averaged", steps=5, draws=4, guidance_scale=1.5, spacing="exact", clip=True)
+    painting = SamplingConfig(steps=12 if draft else 20, guidance_scale=3.0, eta=1.0, spacing="exact", clip=True)
     rates = FitConfig(encoding_rate=0.03, network_rate=0.003, total_variation=Constant(1.0))
     pictures = PhotometricConfig(pixels=RandomRays(768), mask=Constant(0.5))
     distillation = DistillationConfig(
@@ -242,7 +245,7 @@ def nano(quality: Literal["draft", "default", "high"] = "default") -> Config:
     return Config(
         prior="nano-zero123",
         free_prior="nano",
-        pose=ElevationConfig(sampling=replace(sampling, steps=8 if draft else 12)),
+        pose=ElevationConfig(sampling=sampling),
         default_elevation=15.0,
         fovy=fovy,
         distance=None,
@@ -260,7 +263,7 @@ def nano(quality: Literal["draft", "default", "high"] = "default") -> Config:
         renderings=Renderings(count=10 if draft else 18, size=96, hardening=2.0),
         refinement=Refinement(
             SpecializeConfig(
-                ClassImagesConfig(8, replace(sampling, guidance_scale=3.0), batch=8),
+                ClassImagesConfig(8, painting, batch=8),
                 first=learning,
                 second=replace(learning, steps=5 if draft else 10),
             ),
@@ -269,7 +272,8 @@ def nano(quality: Literal["draft", "default", "high"] = "default") -> Config:
                 # t = 40. Latents that are pixels have nothing coarse that survives the paper's t = 181: the blurred
                 # views of an armchair lost 5 dB at 200, 3 dB at 100.
                 strength=0.04,
-                sampling=SamplingConfig(steps=50, guidance_scale=1.0, spacing="exact"),
+                # One noise leaves its grain in what was smooth: 21.0 dB against 21.1 (20.8 unrefined).
+                sampling=SamplingConfig(sampler="averaged", steps=50, draws=4, guidance_scale=1.0, spacing="exact"),
             ),
         ),
         recovery=nano_recovery(quality),
