@@ -8,8 +8,8 @@ is timed too, so that the whole run can be estimated; meshing is not in it. The 
 `maquette/commands/measured.json`.
 
 On a GPU: float16, time between synchronisations, peak of its memory; `--compile` and `--low-memory` as in the commands.
-On a CPU: one thread, process time, own memory; there `--samples 64 --scenes 1` keeps it within minutes, and what counts
-is the shares.
+On a CPU: one thread, process time, own memory; there `--samples 64 --scenes 1 --pixels 64` keeps it within minutes and
+within 16 GB (256 px are not), and what counts is the shares.
 """
 
 from __future__ import annotations
@@ -244,20 +244,23 @@ def whole_run(config: imagedream.Config, found: list[Measured]) -> str:
     return f"whole run, without loading and meshing: {duration(seconds)}"
 
 
-def report(
+def told(one: Measured) -> Measured:
+    """Print its line of the table, in milliseconds with shares."""
+    cells = []
+    for part in PARTS:
+        value = one.parts.get(part)
+        share = f" ({100 * value / one.seconds:.0f} %)" if value and one.seconds else ""
+        cells.append("-" if value is None else f"{1e3 * value:.1f}{share}")
+    size = f"{one.pixels}" if one.pixels else "sampling"
+    step, peak = f"{1e3 * one.seconds:.1f}", f"{one.bytes / GIB:.2f}"
+    print(f"| {size} | {one.views} | {' | '.join(cells)} | {step} | {peak} |", flush=True)
+    return one
+
+
+def conclude(
     prior_name: str, config: imagedream.Config, found: list[Measured], device: torch.device, precision: str, by: str
 ) -> None:
-    """The table in milliseconds with shares, the whole run, and with a command `by` rows for the committed table."""
-    print(f"| px | views | {' | '.join(PARTS)} | step, ms | peak GiB |")
-    print("|---|---|" + "---|" * (len(PARTS) + 2))
-    for one in found:
-        cells = []
-        for part in PARTS:
-            value = one.parts.get(part)
-            share = f" ({100 * value / one.seconds:.0f} %)" if value and one.seconds else ""
-            cells.append("-" if value is None else f"{1e3 * value:.1f}{share}")
-        size = f"{one.pixels}" if one.pixels else "sampling"
-        print(f"| {size} | {one.views} | {' | '.join(cells)} | {1e3 * one.seconds:.1f} | {one.bytes / GIB:.2f} |")
+    """Print the whole run and, with a command `by`, rows for the committed table."""
     print(f"\n{whole_run(config, found)}\n")
     for one in found if by else ():
         stage: Any = "distillation" if one.pixels else "views"
@@ -292,12 +295,14 @@ def main() -> None:
     precision = str(prior.dtype).removeprefix("torch.")
     print(f"{options.model} in {precision} on {device_name(device)}, torch {torch.__version__}", end="")
     print("".join(f", {name}" for name in ("compile", "low_memory") if getattr(options, name)) + "\n")
-    found = [measure_sampling(prior, device, options.rounds)]
-    found += [measure(prior, config, pixels, device, options.rounds) for pixels in options.pixels]
+    print(f"| px | views | {' | '.join(PARTS)} | step, ms | peak GiB |")
+    print("|---|---|" + "---|" * (len(PARTS) + 2), flush=True)
+    found = [told(measure_sampling(prior, device, options.rounds))]
+    found += [told(measure(prior, config, pixels, device, options.rounds)) for pixels in options.pixels]
     # Rows of the committed table are of the preset itself, as commands run it.
     changed = options.samples or options.scenes or options.compile or options.low_memory
     by = "" if changed else f"python benchmarks/distillation.py {options.model}"
-    report(options.model, config, found, device, precision, by)
+    conclude(options.model, config, found, device, precision, by)
 
 
 if __name__ == "__main__":
