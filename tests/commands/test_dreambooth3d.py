@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from maquette import cli
-from maquette.commands.dreambooth3d import check_words
+from maquette.commands.dreambooth3d import check_words, read_options
+from maquette.errors import UserError
 from maquette.methods.dreambooth3d import nano, paper
+from maquette.priors.adapters import Lora
 from maquette.priors.hub import save_prior
+from maquette.priors.placement import Placement, current_placement
 from maquette.run import Stage
+from maquette.run import run as run_module
 from tests.priors.tiny import tiny_config, tiny_prior
 
+REPOSITORY = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
 PHOTOS = 3
 QUICK = (
     "--quality draft --steps 2 --first-views none "
@@ -83,27 +96,40 @@ def test_broken_off_in_every_stage_the_object_has_the_same_bytes(maquette, place
     assert all(entry["reason"] for entry in attempts)
 
     deaths: list[str] = []
-    save = Stage.save_checkpoint
+    save, save_result = Stage.save_checkpoint, run_module.save_result
+
+    def die_at(place):
+        if place not in deaths:
+            deaths.append(place)
+            raise Killed
 
     def dying(stage, step, state):
         save(stage, step, state)
-        if stage.name not in deaths:
-            deaths.append(stage.name)
-            raise Killed
+        die_at(f"in {stage.name}")
+
+    def dying_late(result, folder):
+        """After all work of a stage, in the middle of writing it down."""
+        described = save_result(result, folder)
+        die_at(f"at the end of {folder.parent.name}")
+        return described
 
     monkeypatch.setattr(Stage, "save_checkpoint", dying)
+    monkeypatch.setattr(run_module, "save_result", dying_late)
     monkeypatch.setattr("maquette.report.write_live", lambda folder, *_, **__: folder / "report.html")
     monkeypatch.setattr("maquette.report.write_report", lambda folder: folder)  # a page costs more than a stage here
-    for _ in range(len(STAGES) + 1):
+    for _ in range(2 * len(STAGES) + 1):
         try:
             code, _, error = maquette(place / "kite", *WISH, "--out", "broken")
         except Killed:
             continue
         break
     assert code == 0, error
-    assert {"dreambooth", "initial_field", "multiview_model", "final_field"} <= set(deaths)
+    assert {f"at the end of {stage}" for stage in STAGES} <= set(deaths)
+    assert {f"in {stage}" for stage in ("dreambooth", "initial_field", "multiview_model", "final_field")} <= set(deaths)
     assert (tmp_path / "broken" / "asset.glb").read_bytes() == (whole / "asset.glb").read_bytes()
 
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
     # Another caption of the same subject learns nothing anew.
     code, _, error = maquette("--subject-from", "whole", "--caption", "a red [v] kite", "--out", "red")
     assert code == 0, error
@@ -112,6 +138,64 @@ def test_broken_off_in_every_stage_the_object_has_the_same_bytes(maquette, place
     assert (tmp_path / "red" / "asset.glb").read_bytes() != (whole / "asset.glb").read_bytes()
     code, _, error = maquette("--subject-from", "whole", "--subject", "boat", "--caption", "a red [v] boat")
     assert code == 2 and "is a kite, not a boat" in error
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+def test_killed_twice_by_the_system_it_ends_with_the_same_bytes(place, tmp_path):
+    def start(folder):
+        command = [sys.executable, "-m", "maquette", "dreambooth3d", str(place / "kite"), *WISH, *QUICK]
+        command += ["--weights", str(place / "weights"), "--out", str(folder)]
+        return subprocess.Popen(command, env=ENVIRONMENT, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def lines():
+        return log.read_bytes().count(b"\n") if log.exists() else 0
+
+    whole, dice = start(tmp_path / "whole"), random.Random(2)
+    folder, log = tmp_path / "broken", tmp_path / "broken" / "log.jsonl"
+    for _ in range(2):
+        process = start(folder)
+        goal = lines() + dice.randint(3, 20)
+        while lines() < goal and process.poll() is None:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    for process in (start(folder), whole):
+        _, error = process.communicate()
+        assert process.returncode == 0, error
+    assert (folder / "asset.glb").read_bytes() == (tmp_path / "whole" / "asset.glb").read_bytes()
+
+
+def test_a_video_is_as_good_as_photos(maquette, place, tmp_path):
+    cv2 = pytest.importorskip("cv2")
+    writer = cv2.VideoWriter(str(tmp_path / "walk.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (96, 96))
+    if not writer.isOpened():
+        pytest.skip("needs an OpenCV that can write MJPG videos")
+    y, x = np.mgrid[:96, :96] - 47.5
+    for number in range(12):
+        frame = np.full((96, 96, 3), 230, np.uint8)
+        frame[np.hypot(x - 2 * number + 12, y) < 24] = (20 * number, 60, 220 - 10 * number)
+        writer.write(frame)
+    writer.release()
+    code, _, error = maquette(tmp_path / "walk.avi", *WISH, "--variant", "initial", "--samples", "0", "--out", "run")
+    assert code == 0, error
+    kept = json.loads((tmp_path / "run" / "stages" / "photos" / "result" / "photos.json").read_text())
+    assert len(kept["names"]) == 6 and all(name.startswith("frame ") for name in kept["names"])
+    assert "6 frames were taken from walk.avi" in error
+
+
+def test_memory_options_reach_the_loader(maquette, place, monkeypatch):
+    """nano is small and stays as it is; published priors are loaded in the precision that is asked for."""
+    seen = []
+
+    def load(*_):
+        seen.append(current_placement())
+        raise UserError("far enough")
+
+    monkeypatch.setattr("maquette.methods.dreambooth3d.load_free_prior", load)
+    code, _, error = maquette(place / "kite", *WISH, "--low-memory", "--precision", "bfloat16", "--out", "run")
+    assert code == 2 and "far enough" in error
+    assert seen == [Placement("bfloat16", low_memory=True)]
 
 
 MISTAKES = [
@@ -126,6 +210,9 @@ MISTAKES = [
     (["FOLDER", *WISH, "--steps", "0"], ["--steps", "at least 1, got 0"]),
     (["FOLDER", *WISH, "--variant", "two"], ["--variant", "one-stage"]),
     (["FOLDER", *WISH, "--quality", "best"], ["--quality", "draft"]),
+    (["FOLDER", *WISH, "--device", "cpu", "--precision", "float16"], ["--precision float16 is for a GPU"]),
+    (["FOLDER", *WISH, "--guidance", "perp"], ["--guidance", "perp-neg"]),
+    (["FOLDER", *WISH, "--variant", "latent-nerf", "--guidance", "recon"], ["latent-nerf", "view-text"]),
     (["FOLDER", *WISH, "--reconstruction", "som"], ["--reconstruction", "none"]),
     (["FOLDER", *WISH, "--encoder", "nowhere"], ["there is no folder nowhere"]),
     (["FOLDER", *WISH, "--personal.keep", "9", "--personal.steps", "3"], ["keep names steps from 0 to 3"]),
@@ -151,6 +238,16 @@ def test_a_mistake_is_one_sentence_and_exit_2(maquette, place, tmp_path, words, 
     (line,) = [line for line in error.splitlines() if line.startswith("maquette: ")]
     for part in parts:
         assert part in line
+
+
+def test_low_rank_updates_are_one_choice():
+    """The multi-view model goes on with what the partial one is, whatever the order of the words."""
+    rank = ["--personal.adapter", "lora", "--personal.adapter.rank", "16"]
+    for words in (rank, [*rank, "--multiview.personal.adapter", "lora", "--multiview.personal.adapter.rank", "16"]):
+        _, config = read_options(["photos", *WISH, "--preset", "paper", *words])
+        assert config.personal.adapter == Lora(rank=16)
+    with pytest.raises(UserError, match="leave it to personal.adapter"):
+        read_options(["photos", *WISH, "--multiview.personal.adapter", "lora"])
 
 
 def test_an_estimate_needs_no_photos(maquette):
