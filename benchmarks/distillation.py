@@ -8,8 +8,8 @@ is timed too, so that the whole run can be estimated; meshing is not in it. The 
 `maquette/commands/measured.json`.
 
 On a GPU: float16, time between synchronisations, peak of its memory; `--compile` and `--low-memory` as in the commands.
-On a CPU: one thread, process time, own memory; there `--samples 64 --scenes 1 --pixels 64` keeps it within minutes and
-within 16 GB (256 px are not), and what counts is the shares.
+On a CPU: one thread, process time, own memory; `--samples 64 --scenes 1 --pixels 64` keeps it within minutes (four
+views of 256 px took more than 21 GB), and what counts is the shares.
 """
 
 from __future__ import annotations
