@@ -60,7 +60,7 @@ def use_of(x0: Tensor, truth: Tensor) -> Use:
 
 @torch.no_grad()
 def predicted(prior: MultiViewPrior, scenes: ThreeDBatch, level: int, at_once: int = 8) -> Tensor:
-    """x0 [B, V, C, h, w] at step `level`, each scene's views under the same noise; at the last step from noise alone."""
+    """x0 [B, V, C, h, w] at step `level`, all views of a scene under one noise; at the last step from noise alone."""
     latents = prior.codec.encode(scenes.targets)
     noise = torch.randn(latents[:, :1].shape, generator=torch.Generator().manual_seed(3)).expand_as(latents)
     t = torch.full((len(latents),), level)
