@@ -105,12 +105,12 @@ def test_an_interrupt_saves_says_so_and_resumes(tmp_path, whole, number):
 
 
 def test_an_interrupt_stops_at_once_where_no_loop_listens(tmp_path):
-    process = start(tmp_path / "run", "--pause", "20", "--deaf")
+    process = start(tmp_path / "run", "--pause", "90", "--deaf")
     wait_for(lambda: (tmp_path / "run" / "stages" / "anneal" / "checkpoint.safetensors").exists())
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     assert finish(process)[0] == 130
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
 
 
 def test_two_runs_on_one_folder_at_once(tmp_path):
