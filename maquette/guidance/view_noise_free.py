@@ -14,12 +14,11 @@ from torch import Tensor
 
 from maquette.cameras import Cameras
 from maquette.errors import UserError
-from maquette.guidance.base import Draws, GuidanceLoss, Noised, distill, draw
+from maquette.guidance.base import Draws, GuidanceLoss, Noised, distill
 from maquette.guidance.nfsd import NEGATIVE_TEXT, direction
-from maquette.guidance.view_text import ViewTextConfig, ViewTextGuidance, predict_views
+from maquette.guidance.view_text import SingleViewGuidance, ViewTextConfig, ViewTextGuidance, predict_views
 from maquette.images import Prompt
 from maquette.priors.base import Prior
-from maquette.run.fingerprints import fingerprint
 
 
 @dataclass(frozen=True)
@@ -46,30 +45,14 @@ class NoiseFreeConfig:
             )
 
 
-class NoiseFreeGuidance:
+class NoiseFreeGuidance(SingleViewGuidance[NoiseFreeConfig]):
     """sigma_t^2 (delta_D + s (eps_text - eps_null)), each view with its own words; three evaluations a view."""
 
     def __init__(self, prior: Prior, prompt: Prompt, config: NoiseFreeConfig = NoiseFreeConfig()) -> None:
-        self.prior, self.prompt, self.config = prior, prompt, config
+        super().__init__(prior, prompt, config)
         settings = ViewTextConfig(front=config.front, overhead=config.overhead)
         self.words = ViewTextGuidance(prior, prompt, settings)
         self.bad = prior.condition(Prompt(None, config.bad), torch.ones(3))
-
-    def __call__(
-        self,
-        images: Float[Tensor, "b v 3 h w"],
-        cameras: Cameras | None,
-        background: Float[Tensor, "3"],
-        noise_range: tuple[float, float],
-        generator: torch.Generator | None = None,
-    ) -> GuidanceLoss:
-        """Loss of rendered views in [0, 1]; ValueError without cameras."""
-        draws = draw(self.prior, images, noise_range, generator, sample_posterior=self.config.sample_posterior)
-        return self.on_latents(self.prior.codec.encode(images, draws.codec_noise), cameras, draws)
-
-    def fingerprint(self) -> str:
-        """Covers the prior with its weights, the prompt and every setting."""
-        return fingerprint((self.prior, self.prompt, self.config))
 
     def on_latents(self, latents: Float[Tensor, "b v c h w"], cameras: Cameras | None, draws: Draws) -> GuidanceLoss:
         """The same for latents and given random numbers."""

@@ -15,13 +15,12 @@ from torch import Tensor
 
 from maquette.cameras import Cameras
 from maquette.errors import UserError
-from maquette.guidance.base import Draws, GuidanceLoss, Noised, distill, draw
+from maquette.guidance.base import Draws, GuidanceLoss, Noised, distill
 from maquette.guidance.perp_neg import ViewWeights, guide_perpendicular, view_weights
 from maquette.guidance.score import from_dreamfusion
-from maquette.guidance.view_text import ViewTextConfig, ViewTextGuidance, predict_views, rows_of
+from maquette.guidance.view_text import SingleViewGuidance, ViewTextConfig, ViewTextGuidance, predict_views, rows_of
 from maquette.images import Prompt
 from maquette.priors.base import Condition, Prior
-from maquette.run.fingerprints import fingerprint
 from maquette.wording import VIEWS
 
 OVERHEAD = ViewWeights({"overhead": 1.0}, {"front": 0.0, "side": 0.0})
@@ -48,31 +47,15 @@ class PerpNegConfig:
             )
 
 
-class PerpNegGuidance:
+class PerpNegGuidance(SingleViewGuidance[PerpNegConfig]):
     """sigma_t^2 (eps_pred - eps), with eps_pred guided towards a view's own words and perpendicularly away from those
     of other sides; four evaluations a view.
     """
 
     def __init__(self, prior: Prior, prompt: Prompt, config: PerpNegConfig = PerpNegConfig()) -> None:
-        self.prior, self.prompt, self.config = prior, prompt, config
+        super().__init__(prior, prompt, config)
         words = ViewTextGuidance(prior, prompt, ViewTextConfig())
         self.sides = dict(zip(VIEWS, words.conditions, strict=True))
-
-    def __call__(
-        self,
-        images: Float[Tensor, "b v 3 h w"],
-        cameras: Cameras | None,
-        background: Float[Tensor, "3"],
-        noise_range: tuple[float, float],
-        generator: torch.Generator | None = None,
-    ) -> GuidanceLoss:
-        """Loss of rendered views in [0, 1]; ValueError without cameras."""
-        draws = draw(self.prior, images, noise_range, generator, sample_posterior=self.config.sample_posterior)
-        return self.on_latents(self.prior.codec.encode(images, draws.codec_noise), cameras, draws)
-
-    def fingerprint(self) -> str:
-        """Covers the prior with its weights, the prompt and every setting."""
-        return fingerprint((self.prior, self.prompt, self.config))
 
     def on_latents(self, latents: Float[Tensor, "b v c h w"], cameras: Cameras | None, draws: Draws) -> GuidanceLoss:
         """The same for latents and given random numbers."""

@@ -6,8 +6,10 @@ arXiv:2209.14988, section 3.2). Every view is a scene of its own for the network
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -48,6 +50,17 @@ class ViewTextConfig:
             raise ValueError(f"omega is above 0 and lambda at least 0, got {self.omega} and {self.lambda_}")
 
 
+@runtime_checkable
+class EncodesImages(Protocol):
+    """What the settings of every guidance of single views say."""
+
+    @property
+    def sample_posterior(self) -> bool: ...
+
+
+Config = TypeVar("Config", bound=EncodesImages)
+
+
 def view_word_index(cameras: Cameras, front: float = 30.0, overhead: float = 60.0) -> Int[Tensor, "*b"]:
     """Which of `VIEW_WORDS` belongs to each camera."""
     away = cameras.azimuth.abs()
@@ -58,20 +71,11 @@ def view_word_index(cameras: Cameras, front: float = 30.0, overhead: float = 60.
     return index
 
 
-class ViewTextGuidance:
-    """w(t) (omega (eps_text - eps_null) + lambda (eps_null - eps)) of a 2D prior, each view with its own words.
+class SingleViewGuidance(ABC, Generic[Config]):
+    """What guidances of a 2D prior have in common: images become latents, and these a loss, view by view."""
 
-    Text and null are evaluated in one batch. The null is the prior's unconditional twin: the prompt's negative text.
-    """
-
-    def __init__(self, prior: Prior, prompt: Prompt, config: ViewTextConfig = ViewTextConfig()) -> None:
+    def __init__(self, prior: Prior, prompt: Prompt, config: Config) -> None:
         self.prior, self.prompt, self.config = prior, prompt, config
-        # One for each of `VIEW_WORDS`, or one without.
-        self.conditions = [self._condition(word) for word in (VIEW_WORDS if config.view_words else ("",))]
-
-    def _condition(self, word: str) -> Condition:
-        caption = ", ".join(part for part in (self.prompt.caption, word) if part)
-        return self.prior.condition(replace(self.prompt, image=None, caption=caption), torch.ones(3))
 
     def __call__(
         self,
@@ -88,6 +92,26 @@ class ViewTextGuidance:
     def fingerprint(self) -> str:
         """Covers the prior with its weights, the prompt and every setting."""
         return fingerprint((self.prior, self.prompt, self.config))
+
+    @abstractmethod
+    def on_latents(self, latents: Float[Tensor, "b v c h w"], cameras: Cameras | None, draws: Draws) -> GuidanceLoss:
+        """The same for latents and given random numbers."""
+
+
+class ViewTextGuidance(SingleViewGuidance[ViewTextConfig]):
+    """w(t) (omega (eps_text - eps_null) + lambda (eps_null - eps)) of a 2D prior, each view with its own words.
+
+    Text and null are evaluated in one batch. The null is the prior's unconditional twin: the prompt's negative text.
+    """
+
+    def __init__(self, prior: Prior, prompt: Prompt, config: ViewTextConfig = ViewTextConfig()) -> None:
+        super().__init__(prior, prompt, config)
+        # One for each of `VIEW_WORDS`, or one without.
+        self.conditions = [self._condition(word) for word in (VIEW_WORDS if config.view_words else ("",))]
+
+    def _condition(self, word: str) -> Condition:
+        caption = ", ".join(part for part in (self.prompt.caption, word) if part)
+        return self.prior.condition(replace(self.prompt, image=None, caption=caption), torch.ones(3))
 
     def on_latents(self, latents: Float[Tensor, "b v c h w"], cameras: Cameras | None, draws: Draws) -> GuidanceLoss:
         """The same for latents and given random numbers."""
