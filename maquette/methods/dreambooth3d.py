@@ -43,7 +43,7 @@ from maquette.schedules import Constant, Linear, Piecewise
 from maquette.stages.balance import Balance
 from maquette.stages.choose import ChooseConfig, choose_checkpoints
 from maquette.stages.class_images import ClassImagesConfig, class_images
-from maquette.stages.first_views import FirstViews, begin_with_views
+from maquette.stages.first_views import FirstViews, begin_with_views, require_photo
 from maquette.stages.fit import FitConfig, fit
 from maquette.stages.latent import LatentDistillation, decode_views
 from maquette.stages.learned import (
@@ -136,7 +136,7 @@ class Config:
     distillation: DistillationConfig = DistillationConfig()
     """Schedules, light and regularisers of the distillation."""
     first_views: FirstViews | None = None
-    """Begin every field with views that its own model draws (nano only)."""
+    """Begin every field with views that its own model draws, of words or of a photo (nano only)."""
     scene: VolumeConfig = VolumeConfig()
     """The first radiance field."""
     initial_fit: FitConfig = FitConfig()
@@ -176,13 +176,16 @@ class Config:
 def dreambooth3d(subject: Subject | LearnedSubject, caption: str, config: Config, run: Run) -> Asset:
     """The subject in 3D as the caption says; a subject that another run learned is not learned again."""
     require_subject(caption)
+    require_photo(
+        config.first_views, subject.photos.pictures if isinstance(subject, LearnedSubject) else subject.photos
+    )
     prior = load_free_prior(config.prior, config.weights, run.device)
     run.record_prior(prior.card())
     run.cite(CITATION, DREAMBOOTH, DREAMFUSION)
     encoder = picture_encoder(prior, config)
 
     learned = learn_subject(prior, subject, encoder, config, run)
-    partial, full = prior.adapted(learned.partial), prior.adapted(learned.full)
+    partial, full, photos = prior.adapted(learned.partial), prior.adapted(learned.full), learned.photos.pictures
     if config.samples:
         models = {"base": prior, "partial": partial, "full": full}
         run.stage("samples", sample_sides, models, learned.photos.prompt, config.samples,
@@ -193,27 +196,28 @@ def dreambooth3d(subject: Subject | LearnedSubject, caption: str, config: Config
 
     # Stage 1: DreamFusion with the partial model (section 4.1); with the full one it is the baseline.
     if config.variant == "one-stage":
-        return finished(first_field(full, caption, config, run), None, config, run)
+        return finished(first_field(full, caption, photos, config, run), None, config, run)
     if config.variant == "initial":
-        return finished(first_field(partial, caption, config, run), None, config, run)
-    initial = first_field(partial, caption, config, run) if config.pseudo_views or config.warm_start else None
+        return finished(first_field(partial, caption, photos, config, run), None, config, run)
+    initial = first_field(partial, caption, photos, config, run) if config.pseudo_views or config.warm_start else None
 
     # Stage 2: views of it, noised in part and denoised by the full model, each for itself (section 4.2).
     pseudo = None
     if config.pseudo_views is not None:
         assert initial is not None, "stage 2 needs stage 1"
-        pictures = learned.photos.pictures
-        _, pseudo = make_pseudo_views(initial, full, caption, pictures, encoder, config.pseudo_views, run)
+        _, pseudo = make_pseudo_views(initial, full, caption, photos, encoder, config.pseudo_views, run)
 
     # Stage 3a: the partial model goes on with pseudo views and photos (section 4.3).
     multiview = learn_sides(prior, learned, pseudo, caption, config, run)
 
     # Stage 3b: a second field, by score distillation and a weak reconstruction of the pseudo views (equation 4).
+    kept: list[Photometric] = []
     if initial is not None and config.warm_start:
         scene: VolumeScene | SurfaceScene = initial
     else:
-        scene = begin_with_views(new_scene(config, run), multiview, caption, config.first_views, "final", run)
-    objectives: list[Distillation | WeakReconstruction] = [distil(multiview, caption, config)]
+        blank = new_scene(config, run)
+        scene, kept = begin_with_views(blank, multiview, caption, photos, config.first_views, "final", run)
+    objectives: list[Distillation | Photometric | WeakReconstruction] = [distil(multiview, caption, config), *kept]
     balance = None
     if pseudo is not None and config.reconstruction is not None:
         objectives.append(WeakReconstruction.of(pseudo, config.reconstruction))
@@ -222,8 +226,7 @@ def dreambooth3d(subject: Subject | LearnedSubject, caption: str, config: Config
 
     # Not in the paper: stage 2 once more, of the final field, whose colours then follow.
     again = config.pseudo_views or PseudoViews()
-    final = refine(final, multiview, caption, learned.photos.pictures, encoder, config.refinement, again, config.fit,
-                   run)  # fmt: skip
+    final = refine(final, multiview, caption, photos, encoder, config.refinement, again, config.fit, run)
     return finished(final, pseudo, config, run)
 
 
@@ -281,11 +284,13 @@ def new_guidance(model: AdaptablePrior, prompt: Prompt, config: GuidanceConfig) 
     return ViewTextGuidance(model, prompt, config)
 
 
-def first_field(teacher: AdaptablePrior, caption: str, config: Config, run: Run) -> VolumeScene:
+def first_field(
+    teacher: AdaptablePrior, caption: str, photos: CaptionedImages, config: Config, run: Run
+) -> VolumeScene:
     """A field by plain score distillation."""
     scene = VolumeScene(config.scene, seed=run.seed)
-    scene = begin_with_views(scene, teacher, caption, config.first_views, "initial", run)
-    return run.stage("initial_field", fit, scene, [distil(teacher, caption, config)], config.initial_fit)
+    scene, kept = begin_with_views(scene, teacher, caption, photos, config.first_views, "initial", run)
+    return run.stage("initial_field", fit, scene, [distil(teacher, caption, config), *kept], config.initial_fit)
 
 
 def learn_sides(
@@ -411,17 +416,20 @@ def nano(quality: Literal["draft", "default", "high"] = "default") -> Config:
         personal=learning,
         sampling=white,
         first_views=FirstViews(
-            sampling=quick,
+            sampling=replace(quick, guidance_scale=1.5),
+            photo=0,
+            # The outline is held; the colours are let go, since the caption may ask for others.
+            keep=PhotometricConfig(rgb=Linear(1.0, 0.1), mask=Constant(0.5)),
             frames=((1.0, 1.0, 1.0), (0.0, 0.0, 0.0)),
             fit=replace(fitting, steps=100 if quality == "draft" else 200, rate=Linear(1.0, 0.1)),
         ),
         guidance=ViewTextConfig(omega=1.5, lambda_=1.0, front=45.0),
         cameras=OrbitSampler(elevation=(-5.0, 40.0), fovy=(40.0, 40.0), distance=(distance, distance), num_views=4),
         distillation=DistillationConfig(
-            noise_range=NoiseRange(low=Linear(0.3, 0.1, 0.8), high=Linear(0.8, 0.5, 0.8)),
+            noise_range=NoiseRange(low=Linear(0.3, 0.1, 0.8), high=Linear(0.6, 0.3, 0.8)),
             resolution=Constant(32),
             scenes=Constant(1),
-            weight=Constant(1e-3),
+            weight=Constant(3e-4),
             random_background=0.0,
             shading=ShadingConfig(begin=1.0),
             regularizers=Regularizers(sparsity=Constant(3.0), opaque=Linear(0.0, 10.0)),
@@ -433,7 +441,7 @@ def nano(quality: Literal["draft", "default", "high"] = "default") -> Config:
         pseudo_views=PseudoViews(
             elevations=(5.0, 15.0, 30.0), fovy=40.0, distance=distance, size=64,
             # The small encoder tells neither likeness nor sides well enough to refuse by it; it only takes the better.
-            translate=TranslateConfig(strength=0.8, sampling=quick, candidates=2, retries=1, min_mask_iou=0.4,
+            translate=TranslateConfig(strength=0.5, sampling=quick, candidates=2, retries=1, min_mask_iou=0.4,
                                       keep_likeness=False, refuse_fronts=False),
         ),
         multiview=MultiviewConfig(personal=replace(learning, steps=learning_steps // 2, keep=())),

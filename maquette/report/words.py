@@ -167,7 +167,8 @@ STAGE_STEPS = {
 ADDITIONS = {
     "first_views": (
         "Fields that begin with imagined views",
-        "The paper's fields begin empty. Here each is first fitted to four views that its own model imagines.",
+        "The paper's fields begin empty. Here each is first fitted to four views that its own model imagines, from the "
+        "words or from one of the photos, and may be held to their outline afterwards.",
     ),
     "warm_start": (
         "A first shape from the imagined views",

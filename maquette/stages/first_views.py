@@ -1,7 +1,8 @@
-"""Beginning a field with views that its own prior draws of a caption: nano's help for score distillation.
+"""Beginning a field with views that its own prior draws: nano's help for score distillation.
 
 Score distillation from a young 2D prior alone gives a blob of the right colour. A multi-view prior can also draw four
-sides at once, with cameras; a field that begins as a fit of them has less to find.
+sides at once, with cameras; a field that begins as a fit of them has less to find. One with controllers for pictures
+draws them of a caption and a photo, and then they have the photo's shape.
 """
 
 from __future__ import annotations
@@ -9,18 +10,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeVar
 
-from maquette.cameras import orbit
+import torch
+
+from maquette.cameras import Cameras, orbit
 from maquette.errors import UserError
-from maquette.images import Prompt
+from maquette.images import ImagePrompt, Prompt, Views
 from maquette.priors.base import AdaptablePrior
 from maquette.priors.multiview import MultiViewPrior
 from maquette.rendering.scene import VolumeScene
 from maquette.rendering.surface import SurfaceScene
-from maquette.run import Run
+from maquette.run import Run, Stage
 from maquette.schedules import Constant, Linear
 from maquette.stages.fit import FitConfig, fit
-from maquette.stages.look import SamplingConfig, sample_from_words
+from maquette.stages.look import SamplingConfig, key_colour, sample_from_words, sample_views
 from maquette.stages.objectives import Photometric, PhotometricConfig
+from maquette.subjects import CaptionedImages
 
 S = TypeVar("S", bound=VolumeScene | SurfaceScene)
 
@@ -34,8 +38,11 @@ class FirstViews:
 
     sampling: SamplingConfig = SamplingConfig()
     """How they are drawn."""
+    photo: int | None = None
+    """The photo, counted from 0 in the order of their names, that goes to the prior's controllers for pictures, best
+    one of the front; none: words alone."""
     frames: tuple[tuple[float, float, float], ...] = ((1.0, 1.0, 1.0),)
-    """Background colours to hold along the borders, tried in order until the object shows."""
+    """For words alone, background colours to hold along the borders, tried in order until the object shows."""
     elevation: float = 5.0
     """Degrees above the horizon."""
     fovy: float = 40.0
@@ -44,21 +51,63 @@ class FirstViews:
     """How the field is compared with them."""
     fit: FitConfig = FitConfig(steps=200, rate=Linear(1.0, 0.1))
     """Optimisation of the beginning."""
+    keep: PhotometricConfig | None = None
+    """Afterwards the field goes on looking like them, compared so."""
 
 
 def begin_with_views(
-    scene: S, teacher: AdaptablePrior, caption: str, config: FirstViews | None, name: str, run: Run
-) -> S:
-    """The scene fitted to first views of its teacher, by stages `<name>_views` and `<name>_start`; itself without a
-    config. UserError for a prior that draws single pictures.
+    scene: S,
+    teacher: AdaptablePrior,
+    caption: str,
+    photos: CaptionedImages,
+    config: FirstViews | None,
+    name: str,
+    run: Run,
+) -> tuple[S, list[Photometric]]:
+    """The scene fitted to first views of its teacher, by stages `<name>_views` and `<name>_start`, and the objective
+    that holds it to them where the config asks for that; itself and none without a config.
+
+    UserError for a prior that draws single pictures, and for a photo that was not cut out.
     """
     if config is None:
-        return scene
+        return scene, []
     if not isinstance(teacher, MultiViewPrior):
         raise UserError("this prior draws single pictures, not views with cameras; leave --first-views none")
     size = teacher.codec.image_size
     cameras = orbit(teacher.num_views or 4, elevation=config.elevation, fovy=config.fovy, height=size, width=size)
-    views = run.stage(f"{name}_views", sample_from_words, teacher, Prompt(None, caption), cameras, config.sampling,
-                      config.frames)  # fmt: skip
+    if config.photo is None:
+        views = run.stage(f"{name}_views", sample_from_words, teacher, Prompt(None, caption), cameras, config.sampling,
+                          config.frames)  # fmt: skip
+    else:
+        shown = Prompt(photo_prompt(photos, config.photo), caption)
+        views = run.stage(f"{name}_views", sample_from_photo, teacher, shown, cameras, config.sampling)
     target = Photometric(views, config.photometric, name="views")
-    return run.stage(f"{name}_start", fit, scene, [target], config.fit)
+    begun = run.stage(f"{name}_start", fit, scene, [target], config.fit)
+    return begun, [] if config.keep is None else [Photometric(views, config.keep, name="views")]
+
+
+def require_photo(config: FirstViews | None, photos: CaptionedImages) -> None:
+    """UserError where the photo that a config asks for is not there."""
+    if config is not None and config.photo is not None and not 0 <= config.photo < len(photos):
+        raise UserError(
+            f"first_views.photo counts the {len(photos)} photos from 0 to {len(photos) - 1}, got {config.photo}"
+        )
+
+
+def photo_prompt(photos: CaptionedImages, index: int) -> ImagePrompt:
+    """One cut-out photo as a picture prompt. UserError where it has no mask."""
+    if photos.masks is None:
+        raise UserError(
+            "first_views.photo needs photos whose object is cut out: set --photos.cut-out auto, give --masks, or leave "
+            "--first-views.photo none"
+        )
+    return ImagePrompt(photos.images([index])[0], photos.masks[index].float() / 255)
+
+
+def sample_from_photo(
+    prior: MultiViewPrior, prompt: Prompt, cameras: Cameras, config: SamplingConfig, *, run: Stage
+) -> Views:
+    """`sample_views` of a prompt with a picture, before the colour that shows its outline best."""
+    assert prompt.image is not None
+    background = key_colour(prompt.image) if not prior.codec.stochastic else torch.ones(3)
+    return sample_views(prior, prior.condition(prompt, background), cameras, config, run)

@@ -15,6 +15,7 @@ from maquette.fields.surface import SurfaceFieldConfig
 from maquette.guidance.recon import ReconConfig
 from maquette.guidance.view_noise_free import NoiseFreeConfig
 from maquette.guidance.view_perp_neg import PerpNegConfig
+from maquette.images import Views
 from maquette.methods import dreambooth3d as method
 from maquette.methods.dreambooth3d import Config, MultiviewConfig, PseudoViews, dreambooth3d, nano, paper
 from maquette.priors.adapters import Full, Lora
@@ -25,10 +26,11 @@ from maquette.rendering.surface import SurfaceConfig
 from maquette.run import Run
 from maquette.schedules import Constant
 from maquette.stages.choose import ChooseConfig
-from maquette.stages.first_views import FirstViews
+from maquette.stages.first_views import FirstViews, photo_prompt
 from maquette.stages.fit import FitConfig
 from maquette.stages.learned import find_learned
 from maquette.stages.look import SamplingConfig
+from maquette.stages.objectives import PhotometricConfig
 from maquette.stages.personalize import PersonalizeConfig
 from maquette.stages.pseudo_views import Refinement
 from maquette.subjects import CaptionedImages, Subject
@@ -141,6 +143,14 @@ VARIANTS = {
         {"first_views": FirstViews(SamplingConfig(steps=2), fit=FitConfig(steps=2))},
         STAGE_1 | STAGE_2 | STAGE_3 | {"initial_views", "initial_start", "final_views", "final_start"},
     ),
+    "first views of a photo": (
+        {
+            "first_views": FirstViews(
+                SamplingConfig(steps=2), photo=2, fit=FitConfig(steps=2), keep=PhotometricConfig(rgb=Constant(0.5))
+            )
+        },
+        STAGE_1 | STAGE_2 | STAGE_3 | {"initial_views", "initial_start", "final_views", "final_start"},
+    ),
     "a surface": ({"final_scene": SURFACE}, STAGE_1 | STAGE_2 | STAGE_3),
     "a multi-view prior": ({"guidance": ReconConfig()}, STAGE_1 | STAGE_2 | STAGE_3),
     "without noise": ({"guidance": NoiseFreeConfig()}, STAGE_1 | STAGE_2 | STAGE_3),
@@ -207,3 +217,31 @@ def test_a_subject_serves_many_captions(package, subject, tmp_path):
 def test_a_caption_without_the_subject_is_refused(package, subject, tmp_path):
     with Run.open(tmp_path / "run", device="cpu", quiet=True) as run, pytest.raises(UserError, match="where the subj"):
         dreambooth3d(subject, "a kite", quick(package), run)
+
+
+def test_a_photo_that_is_not_there_is_refused_before_anything_is_learned(package, subject, tmp_path):
+    config = replace(quick(package), first_views=FirstViews(photo=3))
+    with (
+        Run.open(tmp_path / "run", config=config, device="cpu", quiet=True) as run,
+        pytest.raises(UserError, match="counts the 3 photos from 0 to 2, got 3"),
+    ):
+        dreambooth3d(subject, "a [v] kite", config, run)
+    assert not (tmp_path / "run" / "stages").exists() or not any((tmp_path / "run" / "stages").iterdir())
+
+
+def test_a_photo_for_the_first_views_must_be_cut_out():
+    photos = CaptionedImages.from_images(torch.rand(2, 3, 8, 8), ["a", "b"])
+    with pytest.raises(UserError, match="cut out"):
+        photo_prompt(photos, 0)
+
+
+def test_first_views_of_a_photo_are_those_of_the_picture_prompt(package, subject, tmp_path):
+    """Another photo gives other views, and words alone give others again."""
+    made = []
+    for index, photo in enumerate((0, 1, None)):
+        first = FirstViews(SamplingConfig(steps=2), photo=photo, fit=FitConfig(steps=1))
+        config = replace(quick(package), first_views=first, variant="initial")
+        with Run.open(tmp_path / str(index), config=config, seed=2, device="cpu", quiet=True) as run:
+            dreambooth3d(subject, "a [v] kite", config, run)
+        made.append(Views.load(tmp_path / str(index) / "stages" / "initial_views" / "result").images)
+    assert not torch.equal(made[0], made[1]) and not torch.equal(made[0], made[2])
