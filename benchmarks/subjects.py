@@ -76,7 +76,7 @@ VARIANTS = {
     "colours-alone": "--reconstruction.compare moments",
     "thin": "--distillation.resolution.value 64 --distillation.regularizers.sparsity.value 0 "
     "--final-scene.samples.value 192 --reconstruction.mask.value 0.5",
-    "words-start": "--first-views.photo none",
+    "words-start": "--first-views.photo None",
     "empty-start": "--first-views none",
     "one-stage-empty": "--variant one-stage --first-views none",
 }

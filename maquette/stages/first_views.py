@@ -99,7 +99,7 @@ def photo_prompt(photos: CaptionedImages, index: int) -> ImagePrompt:
     if photos.masks is None:
         raise UserError(
             "first_views.photo needs photos whose object is cut out: set --photos.cut-out auto, give --masks, or leave "
-            "--first-views.photo none"
+            "--first-views.photo None"
         )
     return ImagePrompt(photos.images([index])[0], photos.masks[index].float() / 255)
 
