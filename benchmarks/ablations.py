@@ -53,16 +53,20 @@ GROUPS = {
         tuple(
             Row(control, f"--control {control}")
             for control in (
-                "global+local+pixel", "local+pixel", "global+pixel", "global+local", "pixel", "local", "global", "none",
+                "local+pixel", "global+local+pixel", "global+pixel", "global+local", "pixel", "local", "global", "none",
             )
         ),
     ),
-    "guidance": Group("views", tuple(Row(f"scale {s}", f"--sampling.guidance-scale {s}") for s in (1.5, 1, 2, 3, 5))),
+    "guidance": Group(
+        "views",
+        tuple(Row(f"scale {scale}", f"--sampling.guidance-scale {scale}") for scale in (1.7, 1, 1.5, 2, 3, 5)),
+    ),
     "sampling": Group(
         "views",
         (
-            Row("averaged over 4, 5 steps"),
-            Row("averaged over 1, 5 steps", "--sampling.draws 1"),
+            Row("averaged over 16, 2 steps"),
+            Row("averaged over 4, 5 steps", "--sampling.steps 5 --sampling.draws 4"),
+            Row("averaged over 1, 5 steps", "--sampling.steps 5 --sampling.draws 1"),
             Row("eta 0, 20 steps", "--sampling.sampler ddim --sampling.steps 20"),
             Row("eta 1, 20 steps", "--sampling.sampler ddim --sampling.steps 20 --sampling.eta 1"),
             Row("unconditional: a flat picture", "--sampling.unconditional flat"),
@@ -95,7 +99,7 @@ GROUPS = {
     ),
     "control": Group(
         "imagedream",
-        tuple(Row(c, f"--control {c}") for c in ("global+local+pixel", "local+pixel", "global+local", "global")),
+        tuple(Row(c, f"--control {c}") for c in ("local+pixel", "global+local+pixel", "global+local", "global")),
     ),
 }  # fmt: skip
 COLUMNS = {
