@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +23,7 @@ from maquette.priors.placement import Placement, current_placement
 from maquette.run import Stage
 from maquette.run import run as run_module
 from tests.priors.tiny import tiny_config, tiny_prior
+from tests.support.killing import assert_same_asset, kill_at, lines_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
@@ -147,23 +146,11 @@ def test_killed_twice_by_the_system_it_ends_with_the_same_bytes(place, tmp_path)
         command += ["--weights", str(place / "weights"), "--out", str(folder)]
         return subprocess.Popen(command, env=ENVIRONMENT, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
 
-    def lines():
-        return log.read_bytes().count(b"\n") if log.exists() else 0
-
     whole, dice = start(tmp_path / "whole"), random.Random(2)
     folder, log = tmp_path / "broken", tmp_path / "broken" / "log.jsonl"
     for _ in range(2):
-        process = start(folder)
-        goal = lines() + dice.randint(3, 20)
-        while lines() < goal and process.poll() is None:
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-    for process in (start(folder), whole):
-        _, error = process.communicate()
-        assert process.returncode == 0, error
-    assert (folder / "asset.glb").read_bytes() == (tmp_path / "whole" / "asset.glb").read_bytes()
+        kill_at(start(folder), log, lines_of(log) + dice.randint(3, 20))
+    assert_same_asset(start(folder), whole, (folder, tmp_path / "whole"))
 
 
 def test_a_video_is_as_good_as_photos(maquette, place, tmp_path):

@@ -8,7 +8,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ import pytest
 from PIL import Image
 
 from maquette.priors.hub import save_prior
+from tests.support.killing import lines_of, wait_for_lines
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
@@ -70,10 +70,6 @@ def message(error):
     return lines[0]
 
 
-def lines_of(log):
-    return log.read_bytes().count(b"\n") if log.exists() else 0
-
-
 def test_killed_three_times_and_interrupted_once_the_asset_has_the_same_bytes(tmp_path, place):
     whole = start(place, tmp_path / "whole")
     dice = random.Random(0)
@@ -81,9 +77,8 @@ def test_killed_three_times_and_interrupted_once_the_asset_has_the_same_bytes(tm
     endings = []
     for number in (signal.SIGKILL, signal.SIGINT, signal.SIGKILL, signal.SIGKILL):
         process = start(place, folder)
-        goal = lines_of(log) + dice.randint(2, 9)  # a random moment of the work, however fast the machine is
-        while lines_of(log) < goal and process.poll() is None:
-            time.sleep(0.002)
+        # A random moment of the work, however fast the machine is.
+        wait_for_lines(process, log, lines_of(log) + dice.randint(2, 9))
         process.send_signal(number)
         code, error = finish(process)
         endings.append(code)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from PIL import Image
 from maquette import cli
 from maquette.priors.hub import save_prior
 from tests.priors.tiny import tiny_config, tiny_prior, tiny_view_config, tiny_view_prior
+from tests.support.killing import assert_same_asset, kill_at
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
@@ -58,22 +57,11 @@ def test_killed_it_ends_with_the_same_bytes_and_everything_that_a_folder_holds(t
         command = [sys.executable, "-m", "maquette", *words(place, folder)]
         return subprocess.Popen(command, env=ENVIRONMENT, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
 
-    def lines() -> int:
-        return log.read_bytes().count(b"\n") if log.exists() else 0
-
     whole = start(tmp_path / "whole")
     folder, log = tmp_path / "broken", tmp_path / "broken" / "log.jsonl"
-    process = start(folder)
     # By then the warm start or the field is learning; `test_faults.py` kills again and again.
-    while lines() < 9 and process.poll() is None:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    for process in (start(folder), whole):
-        _, error = process.communicate()
-        assert process.returncode == 0, error
-    assert (folder / "asset.glb").read_bytes() == (tmp_path / "whole" / "asset.glb").read_bytes()
+    kill_at(start(folder), log, 9)
+    assert_same_asset(start(folder), whole, (folder, tmp_path / "whole"))
     names = ("report.html", "turntable.webp", "views.png", "prompt.png", "config.json", "provenance.json")
     assert [name for name in names if not (folder / name).exists()] == []
     page = (folder / "report.html").read_text(encoding="utf-8")
