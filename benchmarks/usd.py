@@ -43,6 +43,7 @@ from maquette.priors.hub import load_free_prior, load_view_prior
 from maquette.rendering import render_mesh
 from maquette.run import Run, fingerprint
 from maquette.run.files import write_json
+from maquette.run.memory import keep_freed_memory
 from maquette.run.record import read_log
 from maquette.schedules import Constant, Linear
 from maquette.stages.elevation import disagreement, estimate_elevation, shrink
@@ -329,5 +330,6 @@ def arguments() -> argparse.Namespace:
 
 if __name__ == "__main__":
     chosen = arguments()
+    keep_freed_memory()
     torch.set_num_threads(chosen.threads)
     main(chosen)

@@ -15,7 +15,7 @@ from importlib import import_module
 from io import TextIOWrapper
 
 from maquette.errors import RunFailed, UserError
-from maquette.run.memory import LIBRARIES, explain_out_of_memory, require_memory
+from maquette.run.memory import LIBRARIES, explain_out_of_memory, keep_freed_memory, require_memory
 
 COMMANDS = {
     "imagedream": ("maquette.commands.imagedream", "one picture to a textured 3D object (ImageDream)"),
@@ -77,6 +77,7 @@ def _dispatch(given: list[str]) -> int:
         raise UserError(f"there is no command {name!r}; {hint}")
     if name != "doctor":
         require_memory(LIBRARIES, f"`maquette {name}`")
+        keep_freed_memory()
     if name in FROM_PICTURES:
         _refuse_huge_pictures(given[1:])
     return int(import_module(COMMANDS[name][0]).run(given[1:]))

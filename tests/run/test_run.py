@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -296,6 +299,33 @@ def test_running_out_of_memory_is_one_sentence_with_the_need(tmp_path, function)
 def test_needing_more_memory_than_there_is_says_how_much(tmp_path):
     with pytest.raises(RunFailed, match=r"needs about 1048576\.0 GiB"), open_run(tmp_path / "a") as run:
         run.require_memory(1 << 50)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only the GNU C library is asked; run it on Linux")
+def test_freed_memory_is_used_again(tmp_path):
+    """Blocks that come and go cost new pages of the system each time, and none once freed memory is kept."""
+    script = tmp_path / "blocks.py"
+    script.write_text(
+        "import resource, sys\n"
+        "from maquette.run.memory import keep_freed_memory\n"
+        "assert keep_freed_memory() if sys.argv[1] == 'keep' else True\n"
+        "block = b'x' * (48 << 20)\n"
+        "del block\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(4):\n"
+        "    block = b'x' * (48 << 20)\n"
+        "    del block\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+
+    def faults(how):
+        words = [sys.executable, str(script), how]
+        return int(subprocess.run(words, env=environment, capture_output=True, check=True, text=True).stdout)
+
+    pages = 4 * (48 << 20) // os.sysconf("SC_PAGE_SIZE")
+    assert faults("keep") < pages / 20
+    assert faults("as ever") > faults("keep")
 
 
 def test_previews_reach_a_watcher_and_are_not_made_for_nobody(tmp_path):
