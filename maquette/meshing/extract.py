@@ -69,6 +69,7 @@ def extract_mesh(
     silhouettes: Silhouettes | None = None,
     inside: Inside = "above",
     fill_cavities: bool = True,
+    blur: float = 0.0,
     bisections: int = 4,
     chunk: int = 1 << 18,
     device: torch.device | str = "cpu",
@@ -77,9 +78,10 @@ def extract_mesh(
 
     `threshold="auto"` is 0 for a signed distance; for a density it is `choose_level`, which needs `silhouettes`. Where
     the inside reaches the border of the volume, the surface is closed by the border. `fill_cavities` counts empty space
-    that cannot be reached from outside as inside: a density is often hollow, and nobody will see those walls.
-    `bisections` steps move each vertex along its grid edge onto the level of the field itself. The mesh has no colour
-    yet. Raises RunFailed for an empty result, saying what range the field has.
+    that cannot be reached from outside as inside: a density is often hollow, and nobody will see those walls. `blur`
+    scene units take away what is finer (see `blurred`). `bisections` steps move each vertex along its grid edge onto
+    the level of the field itself, where it was not blurred. The mesh has no colour yet. Raises RunFailed for an empty
+    result, saying what range the field has.
     """
     values = sample_grid(field, resolution, chunk=chunk, device=device)
     if threshold == "auto":
@@ -101,6 +103,11 @@ def extract_mesh(
             "choose a threshold in between, or fit the field longer"
         )
     filled = fill_hollows(heights) if fill_cavities else heights
+    if blur > 0:
+        soft = blurred(filled, blur, level.value if inside == "above" and level.value > 0 else float("inf"))
+        if not (soft > 0).any():
+            raise RunFailed(f"nothing of the surface is left by a blur of {blur:g} scene units; blur it less")
+        return march(soft), level
 
     def height_of(points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, " n"]:
         with torch.no_grad():
@@ -171,6 +178,18 @@ def fill_hollows(heights: Float[np.ndarray, "n n n"]) -> Float[np.ndarray, "n n 
     labels, _ = ndimage.label(outside)  # neighbours along edges, as marching cubes connects them
     hollow = (outside & (labels != labels[0, 0, 0]))[1:-1, 1:-1, 1:-1]
     return np.where(hollow, np.float32(np.abs(heights).max()), heights)
+
+
+def blurred(heights: Float[np.ndarray, "n n n"], deviation: float, saturation: float) -> Float[np.ndarray, "n n n"]:
+    """`heights` under a Gaussian of `deviation` scene units, once they are clipped to +-`saturation`.
+
+    A density of a thousand is no more inside than one of twice the level, so clipped it is an occupancy, whose zero
+    stays where a flat wall is and rounds off whatever is thinner than the Gaussian: spikes, ridges, crumbs.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    cells = deviation * (len(heights) - 1) / 2
+    return gaussian_filter(np.clip(heights, -saturation, saturation), cells, mode="nearest")
 
 
 def march(

@@ -24,6 +24,9 @@ class MeshConfig:
     """Grid cells along each side of the volume [-1, 1]^3."""
     threshold: float | Literal["auto"] = "auto"
     """Value of the field on the surface; "auto": the density that best matches the volume's own silhouettes."""
+    blur: float = 0.0
+    """Scene units: deviation of the Gaussian under which inside and outside are blurred before the surface is drawn.
+    What is finer than the pictures that a field was fitted to is their noise."""
     min_component: float = 0.02
     """Pieces with less than this part of the largest piece's area are floaters and go (0 keeps all)."""
     smoothing: int = 4
@@ -47,8 +50,8 @@ class MeshConfig:
                 raise ValueError(f"MeshConfig.{name} expects at least {low}, got {getattr(self, name)}")
         if not 0 <= self.min_component < 1:
             raise ValueError(f"MeshConfig.min_component expects a part in [0, 1), got {self.min_component}")
-        if self.unwrap_seconds < 0 or self.bake_depth < 0:
-            raise ValueError("MeshConfig.unwrap_seconds and bake_depth expect numbers >= 0")
+        if min(self.unwrap_seconds, self.bake_depth, self.blur) < 0:
+            raise ValueError("MeshConfig.unwrap_seconds, bake_depth and blur expect numbers >= 0")
 
 
 def mesh_from_field(
@@ -66,8 +69,9 @@ def mesh_from_field(
     automatic threshold of a density. The same input gives the same mesh. Raises RunFailed if the field has no surface.
     """
     mesh, level = extract_mesh(
-        field, config.resolution, config.threshold, silhouettes=silhouettes, inside=inside, device=device
-    )
+        field, config.resolution, config.threshold,
+        silhouettes=silhouettes, inside=inside, blur=config.blur, device=device,
+    )  # fmt: skip
     mesh, floaters = drop_floaters(weld(mesh), config.min_component)
     mesh = simplify(smooth(fill_holes(mesh), config.smoothing), config.max_faces)
     unwrapped = unwrap_mesh(

@@ -48,6 +48,27 @@ def test_bisection_beats_interpolation_on_a_curved_density():
     assert errors[0] > 2e-3 > 1e-4 > errors[2] >= errors[3]
 
 
+@pytest.mark.parametrize("inside", ["below", "above"])
+def test_a_blur_takes_what_is_thin_and_leaves_the_rest_where_it_was(inside):
+    ball, needle = sphere_sdf(0.5), lambda points: (points[:, :2].norm(dim=-1) - 0.03).maximum(points[:, 2] - 0.8)
+
+    def sdf(points):
+        return torch.minimum(ball(points), needle(points))
+
+    field = sdf if inside == "below" else (lambda points: 500.0 * torch.sigmoid(-80 * sdf(points)))
+    sharp, _ = extract_mesh(field, 64, 0.0 if inside == "below" else 250.0, inside=inside)
+    soft, _ = extract_mesh(field, 64, 0.0 if inside == "below" else 250.0, inside=inside, blur=0.06)
+    assert sharp.vertices[:, 2].max() == pytest.approx(0.8, abs=0.06)
+    assert soft.vertices[:, 2].max() < 0.6
+    assert soft.is_watertight
+    assert signed_volume(soft) == pytest.approx(4 / 3 * math.pi * 0.5**3, rel=0.06)
+
+
+def test_a_blur_that_leaves_nothing_says_so():
+    with pytest.raises(RunFailed, match="nothing of the surface is left by a blur of 0.5"):
+        extract_mesh(lambda points: 20.0 * (points.norm(dim=-1) < 0.1), 32, 10.0, blur=0.5)
+
+
 def test_a_torus_keeps_its_hole():
     mesh, _ = extract_mesh(torus_sdf(), 64, inside="below")
     edges = len(mesh.faces) * 3 // 2
