@@ -1,6 +1,6 @@
 """Whether multi-view priors use their cameras: `python benchmarks/cameras.py PACKED [WEIGHTS...]`.
 
-PACKED is a folder of packed renders (`maquette train pack`), WEIGHTS are packages of nano priors; without them it is
+PACKED is a folder of packed renders (`maquette render --pack`), WEIGHTS are packages of nano priors; without them it is
 the shipped one. All views of a scene get the same noise, and at the last step they are nothing but noise, so that
 whatever differs there between the predictions of a scene comes from the cameras. Two tables in Markdown, mean squares
 of x0 in [-1, 1] times 1000, canonical views of objects with a front:

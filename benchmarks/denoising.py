@@ -1,6 +1,6 @@
 """How well multi-view priors denoise objects they never saw: `python benchmarks/denoising.py PACKED [WEIGHTS...]`.
 
-PACKED is a folder of packed renders (`maquette train pack`), WEIGHTS are packages of nano priors; without them it is
+PACKED is a folder of packed renders (`maquette render --pack`), WEIGHTS are packages of nano priors; without them it is
 the shipped one. The scenes, the noise and its levels are those of `training/validation.py`, so a row agrees with what
 `maquette train nano --val PACKED` logged for the same weights. The last row predicts the prompt in every view, whatever
 the noise: what a prior reaches that knows the picture and nothing else. Mean squared errors of x0 in [-1, 1] times

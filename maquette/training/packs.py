@@ -2,13 +2,12 @@
 
 A packed folder holds, for N objects in the row order of meta.jsonl, pictures of S x S pixels:
 
-    canonical.npy       uint8 [N, A, S, S, 4]   unlit, azimuth 0, 360/A, ..., one elevation ring.npy            uint8
-    [N, A, S, S, 4]   unlit, evenly spaced too, at an elevation and azimuth offset of each object prompt.npy
-    uint8 [N, P, S, S, 4]   random cameras, most before the object's front; every other one lit free.npy
-    uint8 [N, F, S, S, 4]   random cameras all around, unlit *_poses.npy         float32 [N, *, 8]       of each of
-    them: azimuth, elevation (degrees), distance (units), fovy
-                                                (degrees), lit (0 or 1), direction to the first light (x, y, z; 0 if
-                                                unlit)
+    canonical.npy       uint8 [N, A, S, S, 4]   unlit, azimuth 0, 360/A, ..., one elevation
+    ring.npy            uint8 [N, A, S, S, 4]   unlit, evenly spaced too, at an elevation and azimuth of each object
+    prompt.npy          uint8 [N, P, S, S, 4]   random cameras, most before the object's front; every other one lit
+    free.npy            uint8 [N, F, S, S, 4]   random cameras all around, unlit
+    *_poses.npy         float32 [N, *, 8]       of each of them: azimuth, elevation (degrees), distance (units), fovy
+                                                (degrees), lit (0 or 1), direction to the first light (0 if unlit)
     meta.jsonl          id, caption, category, family, has_canonical_front, kind, licence, ... of each row
     pack.json           every object that was asked for with its SHA-256, and why broken ones have no row
     config.json         the settings
