@@ -416,8 +416,10 @@ def nano(quality: Literal["draft", "default", "high"] = "default") -> Config:
         personal=learning,
         sampling=white,
         first_views=FirstViews(
-            sampling=replace(quick, guidance_scale=1.5),
+            # As in ImageDream's nano (docs/results.md, "Averaging over noises").
+            sampling=replace(quick, steps=2, draws=16, guidance_scale=1.7),
             photo=0,
+            control="local+pixel",
             # The outline is held; the colours are let go, since the caption may ask for others.
             keep=PhotometricConfig(rgb=Linear(1.0, 0.1), mask=Constant(0.5)),
             frames=((1.0, 1.0, 1.0), (0.0, 0.0, 0.0)),
@@ -447,7 +449,7 @@ def nano(quality: Literal["draft", "default", "high"] = "default") -> Config:
         multiview=MultiviewConfig(personal=replace(learning, steps=learning_steps // 2, keep=())),
         reconstruction=WeakConfig(resolution=Constant(32), count=2),
         balance=Balance(every=10),
-        mesh=MeshConfig(resolution=96 if quality == "draft" else 128),
+        mesh=MeshConfig(resolution=96 if quality == "draft" else 128, blur=0.025),
     )  # fmt: skip
 
 

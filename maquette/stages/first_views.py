@@ -16,7 +16,7 @@ from maquette.cameras import Cameras, orbit
 from maquette.errors import UserError
 from maquette.images import ImagePrompt, Prompt, Views
 from maquette.priors.base import AdaptablePrior
-from maquette.priors.multiview import MultiViewPrior
+from maquette.priors.multiview import MultiViewPrior, parse_control
 from maquette.rendering.scene import VolumeScene
 from maquette.rendering.surface import SurfaceScene
 from maquette.run import Run, Stage
@@ -41,6 +41,8 @@ class FirstViews:
     photo: int | None = None
     """The photo, counted from 0 in the order of their names, that goes to the prior's controllers for pictures, best
     one of the front; none: words alone."""
+    control: str | None = None
+    """For a photo, the controllers for pictures in use, joined by '+'; none: those that the prior has."""
     frames: tuple[tuple[float, float, float], ...] = ((1.0, 1.0, 1.0),)
     """For words alone, background colours to hold along the borders, tried in order until the object shows."""
     elevation: float = 5.0
@@ -53,6 +55,10 @@ class FirstViews:
     """Optimisation of the beginning."""
     keep: PhotometricConfig | None = None
     """Afterwards the field goes on looking like them, compared so."""
+
+    def __post_init__(self) -> None:
+        if self.control is not None:
+            parse_control(self.control)
 
 
 def begin_with_views(
@@ -80,7 +86,8 @@ def begin_with_views(
                           config.frames)  # fmt: skip
     else:
         shown = Prompt(photo_prompt(photos, config.photo), caption)
-        views = run.stage(f"{name}_views", sample_from_photo, teacher, shown, cameras, config.sampling)
+        drawing = teacher if config.control is None else teacher.with_config(control=config.control)
+        views = run.stage(f"{name}_views", sample_from_photo, drawing, shown, cameras, config.sampling)
     target = Photometric(views, config.photometric, name="views")
     begun = run.stage(f"{name}_start", fit, scene, [target], config.fit)
     return begun, [] if config.keep is None else [Photometric(views, config.keep, name="views")]
