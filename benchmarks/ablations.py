@@ -46,7 +46,7 @@ class Group:
     rows: tuple[Row, ...]
 
 
-PAPER = "--warm-start none --keep-views none --prompt-view none"
+PAPER = "--warm-start none --keep-views none --paint-views none --prompt-view none"
 GROUPS = {
     "controllers": Group(
         "views",
@@ -80,12 +80,14 @@ GROUPS = {
             Row("no distillation", "--distillation.weight.value 0"),
             Row("no warm start", "--warm-start none"),
             Row("views not kept", "--keep-views none"),
+            Row("views not painted", "--paint-views none"),
             Row("no prompt view", "--prompt-view none"),
+            Row("no blur", "--mesh.blur 0"),
             Row("the whole cube", "--scene.field.radius 2"),
             Row("none, as in the paper", PAPER),
         ),
     ),
-    "rings": Group("imagedream", tuple(Row(f"{k} of four views", f"--warm-start.rings {k}") for k in (2, 1, 4))),
+    "rings": Group("imagedream", tuple(Row(f"{k} of four views", f"--warm-start.rings {k}") for k in (1, 2, 4))),
     "alignment": Group(
         "imagedream",
         tuple(Row(name, f"{PAPER} --guidance.alignment {name}") for name in ("colour", "grey", "none")),

@@ -64,8 +64,10 @@ PRESETS: tuple[tuple[str, str, str], ...] = (
     ("scene.occupancy.resolution", "not stated", "32"),
     ("warm_start", "–", "–"),
     ("keep_views", "–", "–"),
+    ("paint_views", "–", "–"),
     ("prompt_view", "–", "–"),
     ("mesh.resolution", "no mesh", "no mesh"),
+    ("mesh.blur", "no mesh", "no mesh"),
 )
 
 

@@ -178,6 +178,10 @@ ADDITIONS = {
         "Holding on to the imagined views",
         "While the cloud is refined it is also asked to keep looking like these views; the paper asks only the prior.",
     ),
+    "paint_views": (
+        "Painting the imagined views onto the surface",
+        "The paper's colours are the cloud's own. Here the views that the prior imagined are painted over them.",
+    ),
     "prompt_view": (
         "Using the picture itself",
         "Once its viewpoint is known, the object is asked to look like the picture from there, and the picture's own "

@@ -24,13 +24,14 @@ def make_mesh(
     scene: VolumeScene | SurfaceScene,
     config: MeshConfig,
     pictures: Views | tuple[Views, ...] | None,
-    projection: ProjectionConfig | None,
+    projection: ProjectionConfig | tuple[ProjectionConfig, ...] | None,
     run: Stage,
 ) -> Mesh:
     """The surface of a scene with its colours baked, and `pictures` painted onto what they see of it.
 
     A volume's surface is the level that `config` says or that fits its silhouettes best; a signed distance's is zero.
-    Of several sets of pictures a later one covers the earlier: refined views all around first, the prompt's own last.
+    Of several sets of pictures a later one covers the earlier: refined views all around first, the prompt's own last;
+    each has a `projection` of its own, or all have the same.
     The quality numbers go to the log (event "mesh_quality"), from where the report reads them.
     """
     if isinstance(scene, SurfaceScene):
@@ -46,8 +47,10 @@ def make_mesh(
             device=run.device,
         )
     if projection is not None:
-        for views in (pictures,) if isinstance(pictures, Views) else pictures or ():
-            mesh = project_views(mesh, views, None, projection)
+        painted = (pictures,) if isinstance(pictures, Views) else pictures or ()
+        ways = projection if isinstance(projection, tuple) else (projection,) * len(painted)
+        for views, way in zip(painted, ways, strict=True):
+            mesh = project_views(mesh, views, None, way)
     run.log(event="mesh_quality", **asdict(quality))
     return mesh
 

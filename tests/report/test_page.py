@@ -147,7 +147,8 @@ def test_an_elevation_that_does_not_follow_is_said_to_be_unused(tmp_path):
 
 def test_the_paper_has_nothing_added(run_folder):
     config = json.loads((run_folder / "config.json").read_text())
-    config["config"] |= {"warm_start": None, "keep_views": None, "prompt_view": None, "prior": "imagedream"}
+    added = ("warm_start", "keep_views", "paint_views", "prompt_view")
+    config["config"] |= dict.fromkeys(added) | {"prior": "imagedream"}
     (run_folder / "config.json").write_text(json.dumps(config))
     text = Outline(write_report(run_folder).read_text()).text
     assert "Nothing: this run does what the paper of ImageDream describes." in text
