@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from PIL import Image
 
 from maquette.cameras import orbit
 from maquette.errors import UserError
-from maquette.images import Views
+from maquette.images import Views, read_prompt
 from maquette.subjects import CaptionedImages, read_subject
 from maquette.videofiles import read_frames
 
@@ -45,6 +47,18 @@ def test_photos_become_squares(photos):
     middle = torch.from_numpy(scene(0)[:, 10:50].copy()).permute(2, 0, 1).float()
     expected = torch.nn.functional.interpolate(middle[None], (32, 32), mode="bilinear", antialias=True)[0]
     assert (subject.photos.pixels[0].float() - expected).abs().max() <= 1
+
+
+def test_the_shipped_photos_of_a_duck_are_cut_out():
+    """Real photos, on gravel, carpet, fabric and a beach: what is left is the duck's yellow and orange."""
+    folder = Path(__file__).resolve().parents[1] / "examples" / "images" / "duck_toy"
+    assert read_subject(folder, noun="toy", caption="a [v] toy").names == ("00.jpg", "01.jpg", "02.jpg", "03.jpg")
+    for path in sorted(folder.iterdir()):
+        picture = read_prompt(path).image
+        assert picture is not None
+        red, _, blue = picture.image[:, picture.mask[0] > 0.5]
+        assert len(red) > 0.25 * picture.mask.numel()
+        assert float((red > blue + 0.06).float().mean()) > 0.88
 
 
 def test_the_cameras_orientation_is_applied(photos):
