@@ -181,7 +181,7 @@ def nano(quality: Literal["draft", "default", "high"] = "default") -> Config:
         # Its objects fit into a ball of 0.75; beyond, cameras see little, and matter hides behind the object. Planes
         # of twice the resolution only carve what no view of 32 px has seen.
         scene=VolumeConfig(
-            field=RadianceConfig(TriPlanesConfig(resolutions=(32, 64)), radius=0.8), samples=Constant(96)
+            field=RadianceConfig(TriPlanesConfig(resolutions=(48, 96)), radius=0.8), samples=Constant(96)
         ),
         # Gently: what the warm start settled, disagreeing views and a noisy guidance would carve up again; the longer,
         # the more, up to a crown of spikes on the demo's armchair.
