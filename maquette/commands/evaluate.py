@@ -107,11 +107,13 @@ def cameras(arguments: list[str]) -> int:
     if options.true_views < 0:
         raise UserError(f"--true-views: expected pixels a side, or 0 for the prior's own, got {options.true_views}")
     protocol = PromptCameras(limit=options.limit, prompts=options.prompts, seed=options.seed)
-    size = options.true_views
-    rings = [imagedream.ring_cameras(config, size, azimuth) for azimuth in imagedream.ring_azimuths(config)]
+    true_views = None
+    if size := options.true_views:
+        azimuths = imagedream.ring_azimuths(config)
+        true_views = Cameras.cat([imagedream.ring_cameras(config, size, azimuth) for azimuth in azimuths])
     report = evaluate_cameras(
         options.folder, Locating(Answering(method, config, options.seed, options.device), config), protocol,
-        true_views=Cameras.cat(rings) if size else None, out=options.out,
+        true_views=true_views, out=options.out,
         method=_identity(method, config), overwrite=options.overwrite, say=_say,
     )  # fmt: skip
     print(_table({kind: report[kind] for kind in ("all", "reliable")}))

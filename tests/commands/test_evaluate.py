@@ -60,3 +60,20 @@ def test_answers_of_other_weights_of_the_same_name_are_not_taken_for_these(evalu
 def test_a_misspelt_setting_is_answered_with_the_right_one(evaluate):
     code, said = evaluate("--controll", "local")
     assert code == 2 and "did you mean --control?" in said.err
+
+
+@pytest.mark.parametrize("true_views", [(), ("--true-views", "32")], ids=["the prior's views", "true views"])
+def test_a_prompts_camera_is_searched_on_views_of_either_kind(
+    weights,
+    objects_folder,  # noqa: F811
+    tmp_path,
+    capsys,
+    true_views,
+):
+    quick = "--sampling.steps 1 --sampling.draws 1 --warm-start.fit.steps 2 --prompt-view.locate.azimuths 4"
+    words = ["--weights", str(weights(0)), "--limit", "1", "--prompts", "1", *quick.split(), *true_views]
+    out = tmp_path / "cameras.json"
+    code = cli.main(["evaluate", "cameras", str(objects_folder), "--out", str(out), *words])
+    assert code == 0, capsys.readouterr().err
+    report = json.loads(out.read_text())
+    assert report["all"]["prompts"] == 1 and report["failures"] == []
