@@ -168,18 +168,18 @@ def nano(quality: Literal["draft", "default", "high"] = "default") -> Config:
             shading=ShadingConfig(begin=1.0),
             regularizers=Regularizers(sparsity=Constant(0.0)),
         ),
-        # One ring: views from between the canonical four come out as copies of these, and make boxes round (volume IoU
-        # .33 against .31 on the twelve of the object benchmark).
+        # One ring: with a second one between the canonical four, boxes came out round (volume IoU .31 against .33 on
+        # the twelve objects on which this was chosen, docs/results.md).
         warm_start=WarmStart(
             rings=1, fit=replace(rates, steps=200 if quality == "draft" else 300, rate=Linear(1.0, 0.1))
         ),
         keep_views=PhotometricConfig(pixels=RandomRays(1024), weight=Linear(1.0, 0.3), mask=Constant(0.5)),
-        # Where four views leave the field free, its colours are the planes' own, in plaids; the views know better.
+        # By eye: where four views leave the field free, its colours are the planes' own, in plaids.
         # Their pixels are large, and half of one is as far as they fade towards an outline.
         paint_views=ProjectionConfig(grazing=85.0, feather=0.5),
         prompt_view=PromptView(photometric=PhotometricConfig(weight=Constant(0.3), mask=Constant(0.5))),
-        # Its objects fit into a ball of 0.75; beyond, cameras see little, and matter hides behind the object. Planes
-        # of twice the resolution only carve what no view of 32 px has seen.
+        # Its objects fit into a ball of 0.75; beyond, cameras see little, and matter hides behind the object. Coarser
+        # planes than the default's, by eye: smoother where no view of 32 px says anything.
         scene=VolumeConfig(
             field=RadianceConfig(TriPlanesConfig(resolutions=(48, 96)), radius=0.8), samples=Constant(96)
         ),
@@ -188,7 +188,7 @@ def nano(quality: Literal["draft", "default", "high"] = "default") -> Config:
         fit=replace(
             rates, steps=steps, rate=Linear(0.15, 0.02), total_variation=Constant(3.0 if quality == "draft" else 12.0)
         ),
-        # A pixel of the prior's views is 0.06 wide: a quarter of it is grain.
+        # By eye; a pixel of the prior's views is 0.06 wide.
         mesh=MeshConfig(resolution=96 if quality == "draft" else 128, blur=0.015),
     )
 

@@ -19,9 +19,10 @@ def keep_freed_memory() -> bool:
     """Let this process keep what it frees for its next tensors, and whether that could be arranged.
 
     A step of a fit allocates and frees the same hundreds of megabytes. The GNU C library hands such blocks back to the
-    system at once and asks for new ones, which the system fills with zeros page by page: a third of a run on a CPU.
-    Blocks of 256 MiB and more still come and go, so that the weights of a large prior leave nothing behind. For the
-    whole process and for good, so a command decides it and no import; other C libraries are left as they are.
+    system at once and asks for new ones, which the system fills with zeros page by page: up to a third of a run
+    (docs/results.md). Blocks of 256 MiB and more still come and go, so that the weights of a large prior leave nothing
+    behind. For the whole process and for good, so a command decides it and no import; other C libraries are left as
+    they are.
     """
     if not sys.platform.startswith("linux"):
         return False
