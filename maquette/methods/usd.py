@@ -272,8 +272,8 @@ def nano(quality: Literal["draft", "default", "high"] = "default") -> Config:
                 # t = 40. Latents that are pixels have nothing coarse that survives the paper's t = 181: the blurred
                 # views of an armchair lost 5 dB at 200, 3 dB at 100.
                 strength=0.04,
-                # One noise leaves its grain in what was smooth: 21.0 dB against 21.1 over four (20.8 unrefined). Sixteen
-                # show less of it than four, by eye on one object; no table was made with them.
+                # One noise leaves its grain in what was smooth: 21.0 dB against 21.1 over four (20.8 unrefined).
+                # Sixteen show less of it than four, by eye on one object; no table was made with them.
                 sampling=SamplingConfig(sampler="averaged", steps=50, draws=16, guidance_scale=1.0, spacing="exact"),
             ),
         ),
