@@ -24,6 +24,7 @@ from maquette.stages.objectives import (
     RandomRays,
     ShadingConfig,
     WholeImages,
+    read_between,
     take_pixels,
 )
 from maquette.stages.regularizers import Regularizers
@@ -85,6 +86,24 @@ def test_take_pixels_takes_rows_and_columns(generator):
     assert torch.equal(take_pixels(images, torch.tensor([1]), None)[0], images[1].permute(1, 2, 0))
 
 
+def test_rays_between_pixels_go_anywhere_and_see_bilinear_mixtures(scene, views, generator):
+    objective = Photometric(views, PhotometricConfig(pixels=RandomRays(2000), between=True, mask=Constant(1.0)))
+    shot = objective.shot(0, 1, generator, CPU)
+    assert shot.pixels.shape == (2000, 1, 1, 2) and torch.bincount(shot.index, minlength=3).min() > 500
+    off = (shot.pixels - shot.pixels.floor() - 0.5).abs()
+    assert off.max() > 0.45 and off.mean() == pytest.approx(0.25, abs=0.02), "places within a pixel are uniform"
+    assert shot.pixels.min() >= 0 and (shot.pixels <= torch.tensor([20.0, 16.0])).all()
+    seen = read_between(views.images, shot.index, shot.pixels)
+    grid = 2 * shot.pixels / torch.tensor([20.0, 16.0]) - 1
+    expected = torch.nn.functional.grid_sample(
+        views.images[shot.index], grid, align_corners=False, padding_mode="border"
+    ).movedim(1, -1)
+    torch.testing.assert_close(seen, expected)
+    loss, metrics = objective.loss(scene.render(shot), shot, 0, 1, generator)
+    assert metrics["psnr"].item() > 25, "a smooth scene's own views hold between their pixels too"
+    assert torch.isfinite(loss)
+
+
 def test_views_without_masks_show_the_scenes_own_background(scene, generator):
     seen = render_pictures(scene, Shot(orbit(2, height=8, width=8)))
     objective = Photometric(Views(seen.images(), None, orbit(2, height=8, width=8)))
@@ -143,6 +162,8 @@ def test_impossible_objectives_are_refused(views):
         RandomRays(0)
     with pytest.raises(UserError, match="every"):
         DistillationConfig(every=0)
+    with pytest.raises(UserError, match="between pixels"):
+        PhotometricConfig(pixels=WholeImages(1), between=True)
 
 
 class Recorder:
