@@ -215,9 +215,13 @@ class Locating:
         config = self._config
         with self._method.open(prompt, folder) as run:
             if views is None:
-                imagined = imagedream.canonical_views(imagedream.prior_of(config, run), prompt, config, run)
-            scene = imagedream.first_scene(imagined if views is None else [views], config, run)
-            located = imagedream.locate(scene, prompt, config, run)
+                seen = imagedream.canonical_views(imagedream.prior_of(config, run), prompt, config, run)
+                matched = imagedream.match(seen, prompt, config, run)
+            else:
+                # True views stand before no background, and the question is what the search finds on them.
+                seen, matched = [views], None
+            scene = imagedream.first_scene(seen, matched, config, run)
+            located = matched or imagedream.locate(scene, prompt, config, run)
         assert located is not None, "the command refuses settings without a search"
         return located.estimate
 

@@ -230,7 +230,8 @@ def _unpainted(run: RunRecord, cameras: Cameras) -> list[tuple[str, str, list[st
 
 def _compared(run: RunRecord, mesh: Mesh) -> str:
     """The picture in the frame of its estimated camera, beside the object as seen from there."""
-    for _, folder in run.results(LOCATED_CLASS):
+    # A search follows where none of the views was the picture, so the last one counts.
+    for _, folder in run.results(LOCATED_CLASS)[-1:]:
         view = Views.load(folder / "view")
         seen = to_bytes(look_at_sides(mesh, view.cameras).colour)
         return picture(view_uris(view)[0], "the picture", "The picture") + picture(

@@ -64,6 +64,16 @@ def _height(run: RunRecord, camera: Mapping[str, Any]) -> str:
 
 def _viewpoint(run: RunRecord, camera: Mapping[str, Any]) -> str:
     where = words.direction_words(camera["azimuth"], camera["elevation"])
+    if "view" in camera:
+        differs = words.percent(camera["error"])
+        if camera["reliable"]:
+            said = (
+                f"The picture seems to have been taken {where}: one of the imagined views is the picture itself, but "
+                f"for {differs} of colour, so it took that view's place and helped to shape the object."
+            )
+            return f'<p>{escape(said)} <span class="tag good">reliable</span></p>'
+        said = f"None of the imagined views is the picture; the closest differs by {differs} of colour."
+        return f'<p>{escape(said)} <span class="tag care">not reliable</span></p>'
     overlap = 1 - camera["error"]
     needed = run.setting("prompt_view.locate.reliable_overlap")
     found = f"The picture seems to have been taken {where}."

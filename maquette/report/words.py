@@ -31,6 +31,10 @@ STAGES = {
         "A first shape",
         "A cloud of colour and density was fitted until it looked like the imagined views.",
     ),
+    "match": (
+        "Looking for the picture among the views",
+        "Where one of the imagined views is the picture itself, the viewpoint is known without a search.",
+    ),
     "locate": (
         "Finding the viewpoint",
         "The shape was compared with the picture from many directions, to find where the picture was taken from.",
@@ -99,10 +103,18 @@ STAGES = {
         "Imagining four sides",
         "The half learned model painted the subject from its front, left, back and right.",
     ),
+    "initial_match": (
+        "Looking for the photo among the views",
+        "Where one of the views is the photo itself, the photo takes its place.",
+    ),
     "initial_start": ("A first shape", "A cloud of colour and density was fitted until it looked like these views."),
     "final_views": (
         "Imagining four sides again",
         "The model that knows all sides painted the subject from its front, left, back and right.",
+    ),
+    "final_match": (
+        "Looking for the photo among the views",
+        "Where one of the views is the photo itself, the photo takes its place.",
     ),
     "final_start": ("A second shape", "Another cloud was fitted until it looked like these views."),
     "initial_field": (
@@ -178,14 +190,20 @@ ADDITIONS = {
         "Holding on to the imagined views",
         "While the cloud is refined it is also asked to keep looking like these views; the paper asks only the prior.",
     ),
+    "outlines": (
+        "Outlines of opposite views",
+        "An object casts one shadow from the front and from behind, and one from the left and from the right. What "
+        "only one of two opposite views covers is cut off; the paper takes the views as they are.",
+    ),
     "paint_views": (
         "Painting the imagined views onto the surface",
         "The paper's colours are the cloud's own. Here the views that the prior imagined are painted over them.",
     ),
     "prompt_view": (
         "Using the picture itself",
-        "Once its viewpoint is known, the object is asked to look like the picture from there, and the picture's own "
-        "pixels are painted onto the surface that they show. The paper does not know the viewpoint.",
+        "Once its viewpoint is known, the object is asked to look like the picture from there, its surface is held to "
+        "the picture's outline, and the picture's own pixels are painted onto what they show. The paper does not know "
+        "the viewpoint.",
     ),
 }
 """Config field -> (name, explanation) of an objective that the method's paper does not have."""
@@ -196,6 +214,7 @@ TARGETS = {
     "decoded_views": "the decoded views",
     "views": "the imagined views",
     "prompt_view": "the picture",
+    "photo": "the photo",
     "distillation": "the prior",
     "reference": "the picture, as the 2D prior sees it",
     "refined": "the cleaned pictures",

@@ -169,12 +169,24 @@ def into_frame(prompt: ImagePrompt, seen: Float[Tensor, "4 h w"]) -> tuple[Float
     target_x, target_y, target_side = bounding_box(seen[3])
     height, width = seen.shape[-2:]
     scale = side / target_side  # prompt pixels for one pixel of the camera
-    centre = torch.tensor([[x + (width / 2 - target_x) * scale, y + (height / 2 - target_y) * scale]])
-    grid = _grid(centre, torch.tensor([width * scale]), width, rgba.shape[-2:])
-    premultiplied = torch.cat([rgba[:3] * rgba[3:], rgba[3:]])
-    moved = F.grid_sample(premultiplied[None], grid.to(rgba), padding_mode="zeros", align_corners=False)[0]
-    straight = torch.cat([(moved[:3] / moved[3:].clamp_min(1e-3)).clamp(0, 1), moved[3:].clamp(0, 1)])
+    centre = torch.tensor([x + (width / 2 - target_x) * scale, y + (height / 2 - target_y) * scale])
+    straight = place(rgba, centre, torch.tensor(width * scale), width)
     return straight, float((side / rgba.shape[-1]) / (target_side / width))
+
+
+def place(
+    rgba: Float[Tensor, "4 h w"], centre: Float[Tensor, "2"], side: Float[Tensor, ""], size: int, straight: bool = True
+) -> Float[Tensor, "4 {size} {size}"]:
+    """The square of `side` pixels around `centre` (x, y) of a straight RGBA picture; empty beyond the picture.
+
+    With straight or premultiplied colours.
+    """
+    grid = _grid(centre[None], side[None], size, rgba.shape[-2:]).to(rgba)
+    premultiplied = torch.cat([rgba[:3] * rgba[3:], rgba[3:]])
+    moved = F.grid_sample(premultiplied[None], grid, padding_mode="zeros", align_corners=False)[0]
+    if not straight:
+        return moved
+    return torch.cat([(moved[:3] / moved[3:].clamp_min(1e-3)).clamp(0, 1), moved[3:].clamp(0, 1)])
 
 
 def _grid(centre: Tensor, side: Tensor, size: int, shape: torch.Size) -> Tensor:

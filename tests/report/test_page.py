@@ -130,6 +130,19 @@ def test_an_unreliable_viewpoint_is_said_to_be_unused(tmp_path):
     assert "Switched off in this run" in text and "was trusted" not in text
 
 
+@pytest.mark.parametrize(
+    ("reliable", "said"),
+    [(True, "one of the imagined views is the picture itself"), (False, "None of the imagined views is the picture")],
+)
+def test_a_view_that_is_the_picture_is_said_to_be(tmp_path, reliable, said):
+    folder = make_run(tmp_path / "run", steps=3)
+    found = {"azimuth": 0.0, "elevation": 5.0, "reliable": reliable, "error": 0.04, "scale": 1.0, "view": 0}
+    with (folder / "log.jsonl").open("a") as log:
+        log.write(json.dumps({"seconds": 1.0, "stage": "match", "step": None, **found}) + "\n")
+    text = Outline(write_report(folder).read_text()).text
+    assert said in text and "4\N{NO-BREAK SPACE}%" in text and "overlap by" not in text
+
+
 def test_an_elevation_that_does_not_follow_is_said_to_be_unused(tmp_path):
     folder = make_run(tmp_path / "run", steps=3)
     config = json.loads((folder / "config.json").read_text())
@@ -147,7 +160,7 @@ def test_an_elevation_that_does_not_follow_is_said_to_be_unused(tmp_path):
 
 def test_the_paper_has_nothing_added(run_folder):
     config = json.loads((run_folder / "config.json").read_text())
-    added = ("warm_start", "keep_views", "paint_views", "prompt_view")
+    added = ("outlines", "warm_start", "keep_views", "paint_views", "prompt_view")
     config["config"] |= dict.fromkeys(added) | {"prior": "imagedream"}
     (run_folder / "config.json").write_text(json.dumps(config))
     text = Outline(write_report(run_folder).read_text()).text
