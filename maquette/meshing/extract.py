@@ -19,6 +19,9 @@ from torch import Tensor
 from maquette.asset import Mesh
 from maquette.cameras import Cameras, orbit
 from maquette.errors import RunFailed
+from maquette.images import Views
+from maquette.meshing.outline import held_to_outline
+from maquette.meshing.rays import largest_along_rays
 
 Inside = Literal["above", "below"]
 FieldFunction = Callable[[Float[Tensor, "n 3"]], Float[Tensor, "n *c"]]
@@ -69,7 +72,9 @@ def extract_mesh(
     silhouettes: Silhouettes | None = None,
     inside: Inside = "above",
     fill_cavities: bool = True,
+    fill_pits: bool = False,
     blur: float = 0.0,
+    outline: Views | None = None,
     bisections: int = 4,
     chunk: int = 1 << 18,
     device: torch.device | str = "cpu",
@@ -78,10 +83,12 @@ def extract_mesh(
 
     `threshold="auto"` is 0 for a signed distance; for a density it is `choose_level`, which needs `silhouettes`. Where
     the inside reaches the border of the volume, the surface is closed by the border. `fill_cavities` counts empty space
-    that cannot be reached from outside as inside: a density is often hollow, and nobody will see those walls. `blur`
-    scene units take away what is finer (see `blurred`). `bisections` steps move each vertex along its grid edge onto
-    the level of the field itself, where it was not blurred. The mesh has no colour yet. Raises RunFailed for an empty
-    result, saying what range the field has.
+    that cannot be reached from outside as inside: a density is often hollow, and nobody will see those walls;
+    `fill_pits` what cannot be reached at its own height, into which no camera near the horizon looks. `blur`
+    scene units take away what is finer (see `blurred`), `outline` is one view whose mask the surface is then held to
+    (`meshing/outline.py`; densities alone). `bisections` steps move each vertex along its grid edge onto the level of
+    the field itself, where neither was asked for. The mesh has no colour yet. Raises RunFailed for an empty result,
+    saying what range the field has.
     """
     values = sample_grid(field, resolution, chunk=chunk, device=device)
     if threshold == "auto":
@@ -103,10 +110,19 @@ def extract_mesh(
             "choose a threshold in between, or fit the field longer"
         )
     filled = fill_hollows(heights) if fill_cavities else heights
-    if blur > 0:
-        soft = blurred(filled, blur, level.value if inside == "above" and level.value > 0 else float("inf"))
+    filled = fill_hollows(filled, level_by_level=True) if fill_pits else filled
+    bounded = inside == "above" and level.value > 0
+    if outline is not None and not bounded:
+        raise ValueError("only a density at a level above 0 is held to an outline")
+    if blur > 0 or outline is not None:
+        soft = blurred(filled, blur, level.value if bounded else float("inf"))
         if not (soft > 0).any():
             raise RunFailed(f"nothing of the surface is left by a blur of {blur:g} scene units; blur it less")
+        if outline is not None:
+            held = held_to_outline(soft / np.float32(level.value), outline)
+            soft = fill_hollows(held) if fill_cavities else held
+            if not (soft > 0).any():
+                raise RunFailed("nothing of the surface lies within the picture's outline; fit the field longer")
         return march(soft), level
 
     def height_of(points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, " n"]:
@@ -146,7 +162,7 @@ def choose_level(
     opacity = _opacity(silhouettes(cameras), cameras)  # [V, H * W]
     if float(opacity.max()) < 0.05:
         raise RunFailed("the volume is transparent in every view; fit it longer before meshing")
-    peak = _largest_along_rays(values, cameras)  # [V, H * W]
+    peak = largest_along_rays(values, cameras)  # [V, H * W]
     positive = peak[peak > 0]
     if not len(positive):
         raise RunFailed("the density is zero along every ray; there is no surface to extract")
@@ -170,13 +186,19 @@ def choose_level(
     return Level(chosen, float(scores[nearest]))
 
 
-def fill_hollows(heights: Float[np.ndarray, "n n n"]) -> Float[np.ndarray, "n n n"]:
-    """`heights` with outside nodes (<= 0) that have no path along grid edges to the border turned into inside ones."""
+def fill_hollows(heights: Float[np.ndarray, "n n n"], *, level_by_level: bool = False) -> Float[np.ndarray, "n n n"]:
+    """`heights` with outside nodes (<= 0) that have no path along grid edges to the border turned into inside ones.
+
+    `level_by_level` allows no path up or down: pits that are open to the sky alone are filled too.
+    """
     from scipy import ndimage
 
     outside = np.pad(heights <= 0, 1, constant_values=True)
-    labels, _ = ndimage.label(outside)  # neighbours along edges, as marching cubes connects them
-    hollow = (outside & (labels != labels[0, 0, 0]))[1:-1, 1:-1, 1:-1]
+    near = ndimage.generate_binary_structure(3, 1)  # neighbours along edges, as marching cubes connects them
+    if level_by_level:
+        near[1, 1, [0, 2]] = False
+    labels, _ = ndimage.label(outside, near)
+    hollow = (outside & (labels != labels[:1, :1]))[1:-1, 1:-1, 1:-1]
     return np.where(hollow, np.float32(np.abs(heights).max()), heights)
 
 
@@ -189,6 +211,8 @@ def blurred(heights: Float[np.ndarray, "n n n"], deviation: float, saturation: f
     from scipy.ndimage import gaussian_filter
 
     cells = deviation * (len(heights) - 1) / 2
+    if cells == 0:
+        return np.clip(heights, -saturation, saturation)
     return gaussian_filter(np.clip(heights, -saturation, saturation), cells, mode="nearest")
 
 
@@ -253,35 +277,6 @@ def _onto_edges(
     refined = index.copy()
     refined[chosen] = start + step * t[:, None]
     return refined
-
-
-def _largest_along_rays(values: Float[np.ndarray, "n n n"], cameras: Cameras) -> Float[np.ndarray, "v p"]:
-    """Largest trilinear value along every pixel's ray inside [-1, 1]^3; steps of one grid cell."""
-    from maquette.meshing.raycast import pixel_rays
-
-    # grid_sample names the last axis of a volume x, ours names the first: the coordinates are given in reverse.
-    volume = torch.from_numpy(np.ascontiguousarray(values))[None, None]
-    step = 2.0 / (len(values) - 1)
-    largest = []
-    for camera in cameras:
-        origins, directions = (torch.from_numpy(array.copy()) for array in pixel_rays(camera))
-        # Everything inside the cube lies within sqrt(3) of the origin.
-        middle = -(origins * directions).sum(-1, keepdim=True)
-        peak = torch.full((len(origins),), 0.0)
-        reach = float(np.sqrt(3.0))
-        hits = (origins + middle * directions).norm(dim=-1) < reach
-        o, d, m = origins[hits], directions[hits], middle[hits]
-        offsets = torch.arange(-reach, reach, step)
-        found = torch.zeros(len(o))
-        for part in offsets.split(32):
-            points = o[:, None] + (m + part)[..., None] * d[:, None]  # [r, s, 3]
-            read = torch.nn.functional.grid_sample(
-                volume, points.flip(-1)[None, None], mode="bilinear", padding_mode="zeros", align_corners=True
-            )
-            found = torch.maximum(found, read[0, 0, 0].max(dim=-1).values)
-        peak[hits] = found
-        largest.append(peak.numpy())
-    return np.stack(largest)
 
 
 def _opacity(answer: Tensor, cameras: Cameras) -> Float[np.ndarray, "v p"]:

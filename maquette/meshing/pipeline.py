@@ -9,6 +9,7 @@ import torch
 
 from maquette.asset import Mesh
 from maquette.fields.base import DENSITY, RGB, SDF, Field
+from maquette.images import Views
 from maquette.meshing.bake import ColorFunction, bake_texture
 from maquette.meshing.clean import drop_floaters, fill_holes, simplify, smooth, weld
 from maquette.meshing.extract import FieldFunction, Inside, Silhouettes, extract_mesh
@@ -27,6 +28,8 @@ class MeshConfig:
     blur: float = 0.0
     """Scene units: deviation of the Gaussian under which inside and outside are blurred before the surface is drawn.
     What is finer than the pictures that a field was fitted to is their noise."""
+    fill_pits: bool = False
+    """Fill what is enclosed at its own height: cameras near the horizon do not look into it."""
     min_component: float = 0.02
     """Pieces with less than this part of the largest piece's area are floaters and go (0 keeps all)."""
     smoothing: int = 4
@@ -61,16 +64,19 @@ def mesh_from_field(
     *,
     silhouettes: Silhouettes | None = None,
     inside: Inside = "above",
+    outline: Views | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[Mesh, MeshQuality]:
     """The textured surface of a density (`inside` "above") or a signed distance ("below"), and its quality numbers.
 
     `field` and `color` are functions of positions [n, 3]; `silhouettes` (cameras -> opacity) is needed for the
-    automatic threshold of a density. The same input gives the same mesh. Raises RunFailed if the field has no surface.
+    automatic threshold of a density, whose surface is held to the mask of `outline`, one view. The same input gives the
+    same mesh. Raises RunFailed if the field has no surface.
     """
     mesh, level = extract_mesh(
         field, config.resolution, config.threshold,
-        silhouettes=silhouettes, inside=inside, blur=config.blur, device=device,
+        silhouettes=silhouettes, inside=inside, fill_pits=config.fill_pits, blur=config.blur, outline=outline,
+        device=device,
     )  # fmt: skip
     mesh, floaters = drop_floaters(weld(mesh), config.min_component)
     mesh = simplify(smooth(fill_holes(mesh), config.smoothing), config.max_faces)

@@ -25,6 +25,8 @@ def make_mesh(
     config: MeshConfig,
     pictures: Views | tuple[Views, ...] | None,
     projection: ProjectionConfig | tuple[ProjectionConfig, ...] | None,
+    outline: Views | None = None,
+    *,
     run: Stage,
 ) -> Mesh:
     """The surface of a scene with its colours baked, and `pictures` painted onto what they see of it.
@@ -32,6 +34,7 @@ def make_mesh(
     A volume's surface is the level that `config` says or that fits its silhouettes best; a signed distance's is zero.
     Of several sets of pictures a later one covers the earlier: refined views all around first, the prompt's own last;
     each has a `projection` of its own, or all have the same.
+    A volume's surface is held to the mask of `outline`, one view, where that is given.
     The quality numbers go to the log (event "mesh_quality"), from where the report reads them.
     """
     if isinstance(scene, SurfaceScene):
@@ -44,6 +47,7 @@ def make_mesh(
             color_of(scene.field),
             config,
             silhouettes=partial(_masks, scene),
+            outline=outline,
             device=run.device,
         )
     if projection is not None:

@@ -107,6 +107,24 @@ def test_hollows_that_nothing_reaches_are_filled_and_open_ones_stay():
     assert (fill_hollows(heights)[1:4, 1:4, 1:4] > 0).all()
 
 
+def test_pits_that_are_open_to_the_sky_alone_are_filled_where_asked():
+    sphere = sphere_sdf(0.6)
+
+    def along(axis):  # a bore from the middle outwards, along one axis
+        def field(points):
+            others = points[:, [k for k in range(3) if k != axis]]
+            bore = torch.maximum(others.norm(dim=-1) - 0.15, -points[:, axis])
+            return torch.maximum(sphere(points), -bore)
+
+        return field
+
+    whole = signed_volume(extract_mesh(sphere, 48, inside="below")[0])
+    pit, cave = along(2), along(0)
+    assert signed_volume(extract_mesh(pit, 48, inside="below")[0]) < 0.97 * whole
+    assert signed_volume(extract_mesh(pit, 48, inside="below", fill_pits=True)[0]) > 0.99 * whole
+    assert signed_volume(extract_mesh(cave, 48, inside="below", fill_pits=True)[0]) < 0.97 * whole
+
+
 def test_the_automatic_level_reproduces_the_silhouettes_of_the_volume():
     sdf = union(sphere_sdf(0.45, (0, 0, 0.2)), torus_sdf(0.6, 0.08))
     density = density_of_sdf(sdf, peak=80, sharpness=40)
@@ -121,11 +139,11 @@ def test_the_automatic_level_reproduces_the_silhouettes_of_the_volume():
 def score_of(values, density, value: float) -> float:
     """The score of one level by the definition, one view and ray at a time."""
     from maquette.cameras import Cameras, orbit
-    from maquette.meshing.extract import _largest_along_rays
+    from maquette.meshing.rays import largest_along_rays
 
     cameras = Cameras.cat([orbit(6, elevation=25.0), orbit(6, elevation=-15.0, azimuth=15.0)])
     opacity = opacity_of(density)(cameras).reshape(12, -1).numpy()
-    inside = _largest_along_rays(values, cameras) > value
+    inside = largest_along_rays(values, cameras) > value
     scores = [o[i].sum() / (i.sum() + o[~i].sum()) for o, i in zip(opacity, inside, strict=True)]
     return float(np.mean(scores))
 
