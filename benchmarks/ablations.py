@@ -46,7 +46,7 @@ class Group:
     rows: tuple[Row, ...]
 
 
-PAPER = "--warm-start none --keep-views none --paint-views none --prompt-view none"
+PAPER = "--outlines none --warm-start none --keep-views none --paint-views none --prompt-view none"
 GROUPS = {
     "controllers": Group(
         "views",
@@ -82,6 +82,10 @@ GROUPS = {
             Row("views not kept", "--keep-views none"),
             Row("views not painted", "--paint-views none"),
             Row("no prompt view", "--prompt-view none"),
+            Row("the prompt's camera searched", "--prompt-view.match none"),
+            Row("not held to its outline", "--prompt-view.no-outline"),
+            Row("outlines as drawn", "--outlines none"),
+            Row("pits left open", "--mesh.no-fill-pits"),
             Row("no blur", "--mesh.blur 0"),
             Row("the whole cube", "--scene.field.radius 2"),
             Row("none, as in the paper", PAPER),

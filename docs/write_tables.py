@@ -62,12 +62,14 @@ PRESETS: tuple[tuple[str, str, str], ...] = (
     ("scene.field.encoding", "not stated", "hash grid, 16 levels of 2 features"),
     ("scene.samples", "not stated", "512"),
     ("scene.occupancy.resolution", "not stated", "32"),
+    ("outlines", "–", "–"),
     ("warm_start", "–", "–"),
     ("keep_views", "–", "–"),
     ("paint_views", "–", "–"),
     ("prompt_view", "–", "–"),
     ("mesh.resolution", "no mesh", "no mesh"),
     ("mesh.blur", "no mesh", "no mesh"),
+    ("mesh.fill_pits", "no mesh", "no mesh"),
 )
 
 

@@ -108,6 +108,8 @@ def option_names(kind: Any, default: Any = None, prefix: str = "") -> Iterator[s
         name = f"{prefix}{as_option(field.name)}"
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             yield from option_names(type(value), value, "" if name == FLAT else f"{name}.")
+        elif value is True:
+            yield f"--{prefix}no-{as_option(field.name)}"
         else:
             yield f"--{name}"
 

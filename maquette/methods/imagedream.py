@@ -36,6 +36,7 @@ from maquette.schedules import Constant, Linear
 from maquette.stages.fit import FitConfig, fit
 from maquette.stages.locate import LocateConfig, Located, locate_prompt
 from maquette.stages.look import SamplingConfig, key_colour, sample_views
+from maquette.stages.match import MatchConfig, match_prompt, other_views
 from maquette.stages.objectives import (
     Distillation,
     DistillationConfig,
@@ -44,6 +45,7 @@ from maquette.stages.objectives import (
     RandomRays,
     ShadingConfig,
 )
+from maquette.stages.outlines import OutlineConfig, agreed_outlines
 from maquette.stages.regularizers import Regularizers
 from maquette.stages.surface import make_mesh
 
@@ -70,12 +72,17 @@ class WarmStart:
 class PromptView:
     """What is done with the prompt's own camera, once it is estimated. Not in the paper."""
 
+    match: MatchConfig | None = MatchConfig()
+    """The camera of a sampled view that is the prompt, and the prompt in its place from the first fit on; None only
+    searches."""
     locate: LocateConfig = LocateConfig()
-    """How the camera is found."""
+    """How the camera is searched where no view is the prompt, or its elevation is given."""
     photometric: PhotometricConfig = PhotometricConfig(mask=Constant(0.5))
     """The field looks like the prompt from there."""
     projection: ProjectionConfig = ProjectionConfig()
     """The prompt's pixels are painted onto the mesh from there."""
+    outline: bool = True
+    """The mesh is held to the prompt's outline (`meshing/outline.py`)."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,8 @@ class Config:
     """Behind the sampled views: the colour that differs most from the object, or a fixed one."""
     sampling: SamplingConfig = SamplingConfig()
     """Diffusion sampling of the canonical views."""
+    outlines: OutlineConfig | None = None
+    """Cut off what one of two opposite views alone covers (nano only)."""
     guidance: ReconConfig = ReconConfig()
     """Image-prompt score distillation."""
     cameras: OrbitSampler = OrbitSampler()
@@ -141,7 +150,9 @@ def nano(quality: Literal["draft", "default", "high"] = "default") -> Config:
     # unseen views after 250 steps on eight views of a horse).
     # The views of a small prior disagree; total variation keeps the planes from carving that into ridges (0.4 dB less
     # on the sampled views, and a surface instead of gravel).
-    rates = FitConfig(encoding_rate=0.03, network_rate=0.003, total_variation=Constant(1.0))
+    rates = FitConfig(encoding_rate=0.03, network_rate=0.003, total_variation=Constant(3.0))
+    # Between pixel centres too: they are 0.06 apart, and finer planes grew combs between them.
+    seen = PhotometricConfig(mask=Constant(0.5), between=True)
     return Config(
         prior="nano",
         # Without the global controller: with it, silhouettes of sampled views overlap by .576 instead of .589 (24 val
@@ -157,6 +168,7 @@ def nano(quality: Literal["draft", "default", "high"] = "default") -> Config:
             spacing="exact",
             clip=True,
         ),
+        outlines=OutlineConfig(),
         guidance=ReconConfig(guidance_scale=2.0, rescale=0.2),
         cameras=OrbitSampler(elevation=(-5.0, 30.0), fovy=(40.0, 40.0), distance=(distance, distance)),
         distillation=DistillationConfig(
@@ -171,13 +183,15 @@ def nano(quality: Literal["draft", "default", "high"] = "default") -> Config:
         # One ring: with a second one between the canonical four, boxes came out round (volume IoU .31 against .33 on
         # the twelve objects on which this was chosen, docs/results.md).
         warm_start=WarmStart(
-            rings=1, fit=replace(rates, steps=200 if quality == "draft" else 300, rate=Linear(1.0, 0.1))
+            rings=1,
+            fit=replace(rates, steps=200 if quality == "draft" else 300, rate=Linear(1.0, 0.1)),
+            photometric=seen,
         ),
-        keep_views=PhotometricConfig(pixels=RandomRays(1024), weight=Linear(1.0, 0.3), mask=Constant(0.5)),
+        keep_views=replace(seen, pixels=RandomRays(1024), weight=Constant(1.0)),
         # By eye: where four views leave the field free, its colours are the planes' own, in plaids.
         # Their pixels are large, and half of one is as far as they fade towards an outline.
         paint_views=ProjectionConfig(grazing=85.0, feather=0.5),
-        prompt_view=PromptView(photometric=PhotometricConfig(weight=Constant(0.3), mask=Constant(0.5))),
+        prompt_view=PromptView(photometric=seen),
         # Its objects fit into a ball of 0.75; beyond, cameras see little, and matter hides behind the object. Coarser
         # planes than the default's, by eye: smoother where no view of 32 px says anything.
         scene=VolumeConfig(
@@ -186,10 +200,10 @@ def nano(quality: Literal["draft", "default", "high"] = "default") -> Config:
         # Gently: what the warm start settled, disagreeing views and a noisy guidance would carve up again; the longer,
         # the more, up to a crown of spikes on the demo's armchair.
         fit=replace(
-            rates, steps=steps, rate=Linear(0.15, 0.02), total_variation=Constant(3.0 if quality == "draft" else 12.0)
+            rates, steps=steps, rate=Linear(0.15, 0.02), total_variation=Constant(6.0 if quality == "draft" else 12.0)
         ),
-        # By eye; a pixel of the prior's views is 0.06 wide.
-        mesh=MeshConfig(resolution=96 if quality == "draft" else 128, blur=0.015),
+        # By eye; a pixel of the prior's views is 0.06 wide. No view looks from above.
+        mesh=MeshConfig(resolution=128, blur=0.01, fill_pits=True),
     )
 
 
@@ -213,20 +227,24 @@ def imagedream(prompt: Prompt, config: Config, run: Run) -> Asset:
     run.cite(CITATION)
 
     views = canonical_views(prior, prompt, config, run)
-    scene = first_scene(views, config, run)
-    located = locate(scene, prompt, config, run)
+    located = match(views, prompt, config, run)
+    scene = first_scene(views, located, config, run)
+    located = located or locate(scene, prompt, config, run)
+    others = other_views(join_views(views), located)
 
     # Section 3.4: image-prompt score distillation, with background and camera alignment.
     guidance = ReconGuidance(prior, replace(prompt, cutout=None), config.guidance)
     objectives: list[Distillation | Photometric] = [Distillation(guidance, config.cameras, config.distillation)]
     if config.keep_views:
-        objectives.append(Photometric(join_views(views), config.keep_views, name="views"))
+        objectives.append(Photometric(others, config.keep_views, name="views"))
     if config.prompt_view and located and located.estimate.reliable:
         objectives.append(Photometric(located.view, config.prompt_view.photometric, name="prompt_view"))
     scene = run.stage("radiance_field", fit, scene, objectives, config.fit)
 
-    pictures, ways = painted_views(views, located, config)
-    mesh: Mesh = run.stage("mesh", make_mesh, scene, config.mesh, pictures, ways)
+    pictures, ways = painted_views(others, located, config)
+    held = config.prompt_view and config.prompt_view.outline and located and located.estimate.reliable
+    outline = located.view if located and held else None
+    mesh: Mesh = run.stage("mesh", make_mesh, scene, config.mesh, pictures, ways, outline)
     return Asset(mesh, views=views[0], provenance=run.provenance())
 
 
@@ -242,20 +260,33 @@ def canonical_views(prior: Prior, prompt: Prompt, config: Config, run: Run) -> l
     """Section 3.1: the canonical views, whatever the viewpoint of the prompt; one set of four a ring."""
     condition = prior.condition(prompt, background_colour(prompt, config))
     size = prior.codec.image_size
-    return [
+    rings: list[Views] = [
         run.stage("views" if ring == 0 else f"views_{ring}", sample_views, prior, condition,
                   ring_cameras(config, size, azimuth), config.sampling)
         for ring, azimuth in enumerate(ring_azimuths(config))
     ]  # fmt: skip
+    return rings if config.outlines is None else [agreed_outlines(ring, config.outlines) for ring in rings]
 
 
-def first_scene(views: list[Views], config: Config, run: Run) -> VolumeScene:
-    """What the distillation begins with: an empty scene, or one fitted to the views."""
+def match(views: list[Views], prompt: Prompt, config: Config, run: Run) -> Located | None:
+    """The prompt in the frame of the view that it is; None where no view is, or where its elevation was told."""
+    asked = config.prompt_view
+    if asked is None or asked.match is None or prompt.image is None or prompt.camera is not None:
+        return None
+    background = background_colour(prompt, config)
+    found: Located = run.stage("match", match_prompt, join_views(views), prompt.image, background, asked.match)
+    return found if found.estimate.reliable else None
+
+
+def first_scene(views: list[Views], matched: Located | None, config: Config, run: Run) -> VolumeScene:
+    """What the distillation begins with: an empty scene, or one fitted to the views, the prompt among them."""
     scene = VolumeScene(config.scene, seed=run.seed)
     if config.warm_start is None:
         return scene
-    target = Photometric(join_views(views), config.warm_start.photometric, name="views")
-    return run.stage("warm_start", fit, scene, [target], config.warm_start.fit)
+    targets = [Photometric(other_views(join_views(views), matched), config.warm_start.photometric, name="views")]
+    if config.prompt_view and matched:
+        targets.append(Photometric(matched.view, config.prompt_view.photometric, name="prompt_view"))
+    return run.stage("warm_start", fit, scene, targets, config.warm_start.fit)
 
 
 def locate(scene: VolumeScene, prompt: Prompt, config: Config, run: Run) -> Located | None:
@@ -267,12 +298,12 @@ def locate(scene: VolumeScene, prompt: Prompt, config: Config, run: Run) -> Loca
 
 
 def painted_views(
-    views: list[Views], located: Located | None, config: Config
+    views: Views, located: Located | None, config: Config
 ) -> tuple[tuple[Views, ...], tuple[ProjectionConfig, ...]]:
     """What is painted onto the mesh, and how: the sampled views, then the prompt over them. Not in the paper."""
     painted: list[tuple[Views, ProjectionConfig]] = []
     if config.paint_views:
-        painted.append((join_views(views), config.paint_views))
+        painted.append((views, config.paint_views))
     if config.prompt_view and located and located.estimate.reliable:
         painted.append((located.view, config.prompt_view.projection))
     return tuple(pictures for pictures, _ in painted), tuple(way for _, way in painted)

@@ -32,6 +32,7 @@ from maquette.stages.look import (
     sample_from_words,
 )
 from maquette.stages.novel import sample_novel_views
+from maquette.stages.outlines import OutlineConfig, agreed_outlines
 
 ZERO123 = "Ruoshi Liu et al. Zero-1-to-3: Zero-shot One Image to 3D Object. arXiv:2303.11328, 2023."
 STEEP = 75.0
@@ -62,6 +63,8 @@ class Config:
     """Behind the views: the colour that differs most from the object, or a fixed one; novel-view priors know white."""
     sampling: SamplingConfig = SamplingConfig()
     """Diffusion sampling."""
+    outlines: OutlineConfig | None = None
+    """Cut off what one of two opposite views alone covers (nano only)."""
     free: str | None = None
     """Guide a novel-view prior away from the null of this prior, not its own (rectified guidance of USD)."""
     free_weights: Path | None = None
@@ -84,7 +87,7 @@ class Config:
             angles_of(name, 0.0)
 
 
-NAMES = ("prior", "weights", "control", "image_weight", "view_elevation", "fovy", "background", "sampling")
+NAMES = ("prior", "weights", "control", "image_weight", "view_elevation", "fovy", "background", "sampling", "outlines")
 """Settings that are ImageDream's own."""
 
 
@@ -95,7 +98,8 @@ def configure(preset: str, quality: str, prior: str | None = None) -> Config:
     prior = config.prior if prior is None else ALIASES.get(prior, prior)
     if prior == "nano" or prior in MULTI_VIEW_MODELS:
         if prior != "nano":
-            config = replace(config, control=MULTI_VIEW_MODELS[prior]().use.control, sampling=SamplingConfig())
+            control = MULTI_VIEW_MODELS[prior]().use.control
+            config = replace(config, control=control, sampling=SamplingConfig(), outlines=None)
         if prior in WORDS_ALONE:
             first = text.FirstViews()
             config = replace(config, sampling=first.sampling, view_elevation=first.elevation, fovy=first.fovy)
@@ -165,6 +169,8 @@ def canonical_views(prompt: Prompt, start: Views | None, config: Config, run: Ru
     found: list[Views]
     if start is None:
         found = run.stage("views", sample_candidates, prior, condition, cameras, config.sampling, config.seeds)
+        if config.outlines is not None:
+            found = [agreed_outlines(views, config.outlines) for views in found]
         return [views[order] for views in found]
     found = run.stage("views", revised, prior, condition, start, config.strength, config.sampling, config.seeds)
     return found
