@@ -56,6 +56,7 @@ from maquette.stages.learned import (
 )
 from maquette.stages.likeness import OwnEncoder, PictureEncoder
 from maquette.stages.look import SamplingConfig
+from maquette.stages.match import MatchConfig
 from maquette.stages.objectives import (
     Distillation,
     DistillationConfig,
@@ -63,6 +64,7 @@ from maquette.stages.objectives import (
     PhotometricConfig,
     ShadingConfig,
 )
+from maquette.stages.outlines import OutlineConfig
 from maquette.stages.personalize import PersonalizeConfig, personalize
 from maquette.stages.pseudo_views import PseudoViews, Refinement, make_pseudo_views, refine
 from maquette.stages.regularizers import Regularizers
@@ -408,6 +410,7 @@ def nano(quality: Literal["draft", "default", "high"] = "default") -> Config:
         steps=steps, encoding_rate=0.03, network_rate=0.003, rate=Linear(0.3, 0.03), total_variation=Constant(2.0)
     )
     white = replace(quick, frame=(1.0, 1.0, 1.0))
+    seen = PhotometricConfig(mask=Constant(0.5), between=True)
     return Config(
         prior="nano",
         encoder="own",
@@ -421,7 +424,10 @@ def nano(quality: Literal["draft", "default", "high"] = "default") -> Config:
             photo=0,
             control="local+pixel",
             # The outline is held; the colours are let go, since the caption may ask for others.
-            keep=PhotometricConfig(rgb=Linear(1.0, 0.1), mask=Constant(0.5)),
+            outlines=OutlineConfig(),
+            match=MatchConfig(),
+            photometric=seen,
+            keep=replace(seen, rgb=Linear(1.0, 0.1)),
             frames=((1.0, 1.0, 1.0), (0.0, 0.0, 0.0)),
             fit=replace(fitting, steps=100 if quality == "draft" else 200, rate=Linear(1.0, 0.1)),
         ),

@@ -235,7 +235,7 @@ def nano(quality: Literal["draft", "default", "high"] = "default") -> Config:
     sampling = SamplingConfig(sampler="averaged", steps=5, draws=4, guidance_scale=1.5, spacing="exact", clip=True)
     painting = SamplingConfig(steps=12 if draft else 20, guidance_scale=3.0, eta=1.0, spacing="exact", clip=True)
     rates = FitConfig(encoding_rate=0.03, network_rate=0.003, total_variation=Constant(1.0))
-    pictures = PhotometricConfig(pixels=RandomRays(768), mask=Constant(0.5))
+    pictures = PhotometricConfig(pixels=RandomRays(768), mask=Constant(0.5), between=True)
     distillation = DistillationConfig(
         noise_range=NoiseRange(low=Linear(0.3, 0.02, 0.8), high=Linear(0.6, 0.25, 0.8)),
         resolution=Constant(32), scenes=Constant(1), weight=Constant(1e-4), random_background=0.0, shading=UNLIT,

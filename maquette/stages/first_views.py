@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from maquette.cameras import Cameras, orbit
 from maquette.errors import UserError
@@ -22,8 +24,11 @@ from maquette.rendering.surface import SurfaceScene
 from maquette.run import Run, Stage
 from maquette.schedules import Constant, Linear
 from maquette.stages.fit import FitConfig, fit
+from maquette.stages.locate import Located
 from maquette.stages.look import SamplingConfig, key_colour, sample_from_words, sample_views
+from maquette.stages.match import MatchConfig, match_prompt, other_views
 from maquette.stages.objectives import Photometric, PhotometricConfig
+from maquette.stages.outlines import OutlineConfig, agreed_outlines
 from maquette.subjects import CaptionedImages
 
 S = TypeVar("S", bound=VolumeScene | SurfaceScene)
@@ -43,6 +48,10 @@ class FirstViews:
     one of the front; none: words alone."""
     control: str | None = None
     """For a photo, the controllers for pictures in use, joined by '+'; none: those that the prior has."""
+    outlines: OutlineConfig | None = None
+    """Cut off what one of two opposite views alone covers."""
+    match: MatchConfig | None = None
+    """Put the photo in the place of the view that is the photo, if there is one."""
     frames: tuple[tuple[float, float, float], ...] = ((1.0, 1.0, 1.0),)
     """For words alone, background colours to hold along the borders, tried in order until the object shows."""
     elevation: float = 5.0
@@ -70,8 +79,8 @@ def begin_with_views(
     name: str,
     run: Run,
 ) -> tuple[S, list[Photometric]]:
-    """The scene fitted to first views of its teacher, by stages `<name>_views` and `<name>_start`, and the objective
-    that holds it to them where the config asks for that; itself and none without a config.
+    """The scene fitted to first views of its teacher, by stages `<name>_views`, `<name>_match` and `<name>_start`, and
+    the objectives that hold it to them where the config asks for that; itself and none without a config.
 
     UserError for a prior that draws single pictures, and for a photo that was not cut out.
     """
@@ -81,16 +90,26 @@ def begin_with_views(
         raise UserError("this prior draws single pictures, not views with cameras; leave --first-views none")
     size = teacher.codec.image_size
     cameras = orbit(teacher.num_views or 4, elevation=config.elevation, fovy=config.fovy, height=size, width=size)
+    matched: Located | None = None
     if config.photo is None:
-        views = run.stage(f"{name}_views", sample_from_words, teacher, Prompt(None, caption), cameras, config.sampling,
-                          config.frames)  # fmt: skip
+        views: Views = run.stage(f"{name}_views", sample_from_words, teacher, Prompt(None, caption), cameras,
+                                 config.sampling, config.frames)  # fmt: skip
     else:
-        shown = Prompt(photo_prompt(photos, config.photo), caption)
+        photo = photo_prompt(photos, config.photo)
         drawing = teacher if config.control is None else teacher.with_config(control=config.control)
-        views = run.stage(f"{name}_views", sample_from_photo, drawing, shown, cameras, config.sampling)
-    target = Photometric(views, config.photometric, name="views")
-    begun = run.stage(f"{name}_start", fit, scene, [target], config.fit)
-    return begun, [] if config.keep is None else [Photometric(views, config.keep, name="views")]
+        views = run.stage(f"{name}_views", sample_from_photo, drawing, Prompt(photo, caption), cameras, config.sampling)
+        if config.match is not None:
+            behind = photo_background(drawing, photo)
+            found: Located = run.stage(f"{name}_match", match_prompt, views, photo, behind, config.match)
+            matched = found if found.estimate.reliable else None
+    if config.outlines is not None:
+        views = agreed_outlines(views, config.outlines)
+    seen = {"views": other_views(views, matched), **({} if matched is None else {"photo": matched.view})}
+    targets = [Photometric(pictures, config.photometric, name=kind) for kind, pictures in seen.items()]
+    begun = run.stage(f"{name}_start", fit, scene, targets, config.fit)
+    if config.keep is None:
+        return begun, []
+    return begun, [Photometric(pictures, config.keep, name=kind) for kind, pictures in seen.items()]
 
 
 def require_photo(config: FirstViews | None, photos: CaptionedImages) -> None:
@@ -114,7 +133,12 @@ def photo_prompt(photos: CaptionedImages, index: int) -> ImagePrompt:
 def sample_from_photo(
     prior: MultiViewPrior, prompt: Prompt, cameras: Cameras, config: SamplingConfig, *, run: Stage
 ) -> Views:
-    """`sample_views` of a prompt with a picture, before the colour that shows its outline best."""
+    """`sample_views` of a prompt with a picture, before `photo_background`."""
     assert prompt.image is not None
-    background = key_colour(prompt.image) if not prior.codec.stochastic else torch.ones(3)
-    return sample_views(prior, prior.condition(prompt, background), cameras, config, run)
+    condition = prior.condition(prompt, photo_background(prior, prompt.image))
+    return sample_views(prior, condition, cameras, config, run)
+
+
+def photo_background(prior: MultiViewPrior, photo: ImagePrompt) -> Float[Tensor, "3"]:
+    """The colour that shows the outline of a photo best, of those that the prior's codec keeps as they are."""
+    return torch.ones(3) if prior.codec.stochastic else key_colour(photo)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +31,9 @@ from maquette.stages.first_views import FirstViews, photo_prompt
 from maquette.stages.fit import FitConfig
 from maquette.stages.learned import find_learned
 from maquette.stages.look import SamplingConfig
+from maquette.stages.match import MatchConfig
 from maquette.stages.objectives import PhotometricConfig
+from maquette.stages.outlines import OutlineConfig
 from maquette.stages.personalize import PersonalizeConfig
 from maquette.stages.pseudo_views import Refinement
 from maquette.subjects import CaptionedImages, Subject
@@ -151,6 +154,22 @@ VARIANTS = {
         },
         STAGE_1 | STAGE_2 | STAGE_3 | {"initial_views", "initial_start", "final_views", "final_start"},
     ),
+    "a photo in the place of its view": (
+        {
+            "first_views": FirstViews(
+                SamplingConfig(steps=2),
+                photo=2,
+                fit=FitConfig(steps=2),
+                keep=PhotometricConfig(rgb=Constant(0.5)),
+                outlines=OutlineConfig(),
+                match=MatchConfig(tolerance=9.0),
+            )
+        },
+        STAGE_1
+        | STAGE_2
+        | STAGE_3
+        | {f"{part}_{what}" for part in ("initial", "final") for what in ("views", "match", "start")},
+    ),
     "a surface": ({"final_scene": SURFACE}, STAGE_1 | STAGE_2 | STAGE_3),
     "a multi-view prior": ({"guidance": ReconConfig()}, STAGE_1 | STAGE_2 | STAGE_3),
     "without noise": ({"guidance": NoiseFreeConfig()}, STAGE_1 | STAGE_2 | STAGE_3),
@@ -233,6 +252,22 @@ def test_a_photo_for_the_first_views_must_be_cut_out():
     photos = CaptionedImages.from_images(torch.rand(2, 3, 8, 8), ["a", "b"])
     with pytest.raises(UserError, match="cut out"):
         photo_prompt(photos, 0)
+
+
+@pytest.mark.parametrize(("tolerance", "kinds"), [(9.0, {"views", "photo"}), (0.0, {"views"})])
+def test_a_photo_takes_the_place_of_the_view_that_it_is(tolerance, kinds, package, subject, tmp_path):
+    first = FirstViews(
+        SamplingConfig(steps=2), photo=0, fit=FitConfig(steps=1), keep=PhotometricConfig(),
+        match=MatchConfig(tolerance=tolerance),
+    )  # fmt: skip
+    config = replace(quick(package), first_views=first, variant="initial")
+    with Run.open(tmp_path / "run", config=config, seed=2, device="cpu", quiet=True) as run:
+        dreambooth3d(subject, "a [v] kite", config, run)
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    for stage in ("initial_start", "initial_field"):
+        line = next(line for line in log if line["stage"] == stage and line["step"] == 0)
+        seen = {key.split(".")[0] for key in line if key.endswith(("psnr", "rgb"))}
+        assert seen - {"psnr", "rgb"} == (kinds if stage == "initial_field" or len(kinds) > 1 else set()), stage
 
 
 def test_first_views_of_a_photo_are_those_of_the_picture_prompt(package, subject, tmp_path):
