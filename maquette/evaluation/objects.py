@@ -318,15 +318,16 @@ def _likeness(encoders: Sequence[ImageEncoder], truth: Truth, views: Views) -> d
 
 
 def _two_sides(truth: Truth, mesh: Mesh) -> torch.Tensor:
-    """Prompt, then from the front and from behind: truth, result. [3, H, W], lit, so that plain objects show."""
-    size = truth.protocol.view_size
-    cameras = truth.protocol.circle(2, 15.0, size, azimuth=30.0)
+    """Prompt; then from its own side, from beside it and from behind: truth, result. [3, H, W], lit, so that plain
+    objects show."""
+    size, circle = truth.protocol.view_size, truth.protocol.circle
+    cameras = Cameras.cat([circle(1, truth.protocol.elevation, size), circle(2, 15.0, size, azimuth=30.0)])
     seen = [
         render_mesh(mesh, cameras, samples=3, lighting=studio(30.0)).views().composite(BACKDROP)
         for mesh in (truth.mesh, truth.aligned(mesh))
     ]
     prompt = truth.prompt.resized(size).composite(BACKDROP)
-    return sheet(torch.stack([prompt, seen[0][0], seen[1][0], seen[0][1], seen[1][1]]))
+    return sheet(torch.stack([prompt, *(views[side] for side in range(3) for views in seen)]))
 
 
 def _beside(truth: Truth, views: Views) -> torch.Tensor:
