@@ -26,12 +26,14 @@ from maquette.training.data import PackedObjects
 from maquette.training.validation import LEVELS
 
 
-def scenes_of(data: PackedObjects, prior: MultiViewPrior, count: int, seed: int = 5) -> ThreeDBatch:
-    """The scenes of `Validation.of`."""
+def scenes_of(
+    data: PackedObjects, prior: MultiViewPrior, count: int, seed: int = 5, relative: bool = False
+) -> ThreeDBatch:
+    """The scenes of `Validation.of`; `relative` for priors whose azimuths count from the prompt's."""
     front = [index for index, meta in enumerate(data.meta) if meta["has_canonical_front"]]
     return draw_3d(
         data, np.random.default_rng(seed), count, prior.config.num_views, prior.codec.image_size,
-        front_share=1.0, front_prompts=0.5, rows=front,
+        relative=relative, front_share=1.0, front_prompts=0.5, rows=front,
     )  # fmt: skip
 
 
