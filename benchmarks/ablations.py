@@ -72,6 +72,7 @@ GROUPS = {
             Row("unconditional: a flat picture", "--sampling.unconditional flat"),
         ),
     ),
+    "outlines": Group("views", (Row("one for opposite views"), Row("as drawn", "--outlines none"))),
     "background": Group("views", tuple(Row(name, f"--background {name}") for name in ("key", "white", "grey"))),
     "additions": Group(
         "imagedream",
@@ -84,7 +85,6 @@ GROUPS = {
             Row("no prompt view", "--prompt-view none"),
             Row("the prompt's camera searched", "--prompt-view.match none"),
             Row("not held to its outline", "--prompt-view.no-outline"),
-            Row("outlines as drawn", "--outlines none"),
             Row("pits left open", "--mesh.no-fill-pits"),
             Row("no blur", "--mesh.blur 0"),
             Row("the whole cube", "--scene.field.radius 2"),

@@ -64,7 +64,6 @@ from maquette.stages.objectives import (
     PhotometricConfig,
     ShadingConfig,
 )
-from maquette.stages.outlines import OutlineConfig
 from maquette.stages.personalize import PersonalizeConfig, personalize
 from maquette.stages.pseudo_views import PseudoViews, Refinement, make_pseudo_views, refine
 from maquette.stages.regularizers import Regularizers
@@ -424,7 +423,6 @@ def nano(quality: Literal["draft", "default", "high"] = "default") -> Config:
             photo=0,
             control="local+pixel",
             # The outline is held; the colours are let go, since the caption may ask for others.
-            outlines=OutlineConfig(),
             match=MatchConfig(),
             photometric=seen,
             keep=replace(seen, rgb=Linear(1.0, 0.1)),

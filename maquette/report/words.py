@@ -193,7 +193,7 @@ ADDITIONS = {
     "outlines": (
         "Outlines of opposite views",
         "An object casts one shadow from the front and from behind, and one from the left and from the right. What "
-        "only one of two opposite views covers is cut off; the paper takes the views as they are.",
+        "only one of two opposite views covers is cut off in the views that are shown.",
     ),
     "paint_views": (
         "Painting the imagined views onto the surface",

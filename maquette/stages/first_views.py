@@ -28,7 +28,6 @@ from maquette.stages.locate import Located
 from maquette.stages.look import SamplingConfig, key_colour, sample_from_words, sample_views
 from maquette.stages.match import MatchConfig, match_prompt, other_views
 from maquette.stages.objectives import Photometric, PhotometricConfig
-from maquette.stages.outlines import OutlineConfig, agreed_outlines
 from maquette.subjects import CaptionedImages
 
 S = TypeVar("S", bound=VolumeScene | SurfaceScene)
@@ -48,8 +47,6 @@ class FirstViews:
     one of the front; none: words alone."""
     control: str | None = None
     """For a photo, the controllers for pictures in use, joined by '+'; none: those that the prior has."""
-    outlines: OutlineConfig | None = None
-    """Cut off what one of two opposite views alone covers."""
     match: MatchConfig | None = None
     """Put the photo in the place of the view that is the photo, if there is one."""
     frames: tuple[tuple[float, float, float], ...] = ((1.0, 1.0, 1.0),)
@@ -102,8 +99,6 @@ def begin_with_views(
             behind = photo_background(drawing, photo)
             found: Located = run.stage(f"{name}_match", match_prompt, views, photo, behind, config.match)
             matched = found if found.estimate.reliable else None
-    if config.outlines is not None:
-        views = agreed_outlines(views, config.outlines)
     seen = {"views": other_views(views, matched), **({} if matched is None else {"photo": matched.view})}
     targets = [Photometric(pictures, config.photometric, name=kind) for kind, pictures in seen.items()]
     begun = run.stage(f"{name}_start", fit, scene, targets, config.fit)

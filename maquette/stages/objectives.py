@@ -130,8 +130,8 @@ class PhotometricConfig:
     """What masked views are composited on: another flat colour each step (so that no colour can stand in for empty
     space), or the scene's own background. Views without masks always show the scene's own."""
     between: bool = False
-    """Random rays go anywhere through the views, not through the centres of pixels alone; what they should see is read
-    bilinearly. Between the centres of large pixels a fine field is free otherwise, and grows combs there."""
+    """Random rays go anywhere through their pixels, not through the centres alone; all of a pixel should look like it.
+    Between the centres of large pixels a fine field is free otherwise, and grows combs there."""
     regularizers: Regularizers = Regularizers()
     """Further penalties on these renderings."""
 
@@ -197,7 +197,9 @@ class Photometric:
         if isinstance(picker, RandomRays) and self.config.between:
             drawn = torch.rand(picker.count, 3, generator=generator, device=device)
             index = (drawn[:, 0] * len(views)).long().clamp(max=len(views) - 1)
-            pixels = (drawn[:, 1:] * drawn.new_tensor([width, height]))[:, None, None].to(views.images)
+            # Rounding must not make the last pixel's places those of one beyond.
+            inside = drawn[:, 1:].clamp(max=1 - 1e-6) * drawn.new_tensor([width, height])
+            pixels = inside[:, None, None].to(views.images)
         elif isinstance(picker, RandomRays):
             drawn = torch.randint(len(views) * height * width, (picker.count,), generator=generator, device=device)
             index = torch.div(drawn, height * width, rounding_mode="floor")
@@ -231,11 +233,10 @@ class Photometric:
         """Mean distance of the rendered pixels from those of the views."""
         assert shot.index is not None, "a photometric loss needs the shot that this objective made"
         weights = self._pixel_weights(shot.index, rendering)
-        read = read_between if self.config.between else take_pixels
-        target = read(self.views.images, shot.index, shot.pixels)
+        target = take_pixels(self.views.images, shot.index, shot.pixels)
         loss, metrics = self.config.regularizers(rendering, step, total)
         if self.views.masks is not None:
-            mask = read(self.views.masks, shot.index, shot.pixels)
+            mask = take_pixels(self.views.masks, shot.index, shot.pixels)
             target = mask * target + (1 - mask) * rendering.background.detach()
             if (mask_weight := self.config.mask.at(step, total)) > 0:
                 entropy = self.config.mask_measure == "entropy"
@@ -272,23 +273,6 @@ def take_pixels(
         return images.index_select(0, index).movedim(1, -1)
     column, row = pixels.floor().long().unbind(-1)
     return images.movedim(1, -1)[index[:, None, None], row, column]
-
-
-def read_between(
-    images: Float[Tensor, "v c h w"], index: Int[Tensor, "n"], pixels: Float[Tensor, "n a b 2"] | None
-) -> Float[Tensor, "n y x c"]:
-    """Views `index` read bilinearly at the places `pixels` (x, y; pixel centres at halves), clamped at the border."""
-    if pixels is None:
-        return take_pixels(images, index, None)
-    height, width = images.shape[-2:]
-    place = pixels - 0.5
-    low, share = place.floor(), place - place.floor()
-    value = images.new_zeros(())
-    for right, down in ((0, 0), (1, 0), (0, 1), (1, 1)):
-        corner = torch.stack([(low[..., 0] + right).clamp(0, width - 1), (low[..., 1] + down).clamp(0, height - 1)], -1)
-        weight = (1 - right - share[..., :1]).abs() * (1 - down - share[..., 1:]).abs()
-        value = value + weight * take_pixels(images, index, corner)
-    return value
 
 
 # A prior

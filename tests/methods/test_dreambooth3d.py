@@ -33,7 +33,6 @@ from maquette.stages.learned import find_learned
 from maquette.stages.look import SamplingConfig
 from maquette.stages.match import MatchConfig
 from maquette.stages.objectives import PhotometricConfig
-from maquette.stages.outlines import OutlineConfig
 from maquette.stages.personalize import PersonalizeConfig
 from maquette.stages.pseudo_views import Refinement
 from maquette.subjects import CaptionedImages, Subject
@@ -161,7 +160,6 @@ VARIANTS = {
                 photo=2,
                 fit=FitConfig(steps=2),
                 keep=PhotometricConfig(rgb=Constant(0.5)),
-                outlines=OutlineConfig(),
                 match=MatchConfig(tolerance=9.0),
             )
         },

@@ -24,7 +24,6 @@ from maquette.stages.objectives import (
     RandomRays,
     ShadingConfig,
     WholeImages,
-    read_between,
     take_pixels,
 )
 from maquette.stages.regularizers import Regularizers
@@ -86,22 +85,18 @@ def test_take_pixels_takes_rows_and_columns(generator):
     assert torch.equal(take_pixels(images, torch.tensor([1]), None)[0], images[1].permute(1, 2, 0))
 
 
-def test_rays_between_pixels_go_anywhere_and_see_bilinear_mixtures(scene, views, generator):
+def test_rays_between_centres_go_anywhere_through_their_pixels(scene, views, generator):
     objective = Photometric(views, PhotometricConfig(pixels=RandomRays(2000), between=True, mask=Constant(1.0)))
     shot = objective.shot(0, 1, generator, CPU)
     assert shot.pixels.shape == (2000, 1, 1, 2) and torch.bincount(shot.index, minlength=3).min() > 500
     off = (shot.pixels - shot.pixels.floor() - 0.5).abs()
     assert off.max() > 0.45 and off.mean() == pytest.approx(0.25, abs=0.02), "places within a pixel are uniform"
-    assert shot.pixels.min() >= 0 and (shot.pixels <= torch.tensor([20.0, 16.0])).all()
-    seen = read_between(views.images, shot.index, shot.pixels)
-    grid = 2 * shot.pixels / torch.tensor([20.0, 16.0]) - 1
-    expected = torch.nn.functional.grid_sample(
-        views.images[shot.index], grid, align_corners=False, padding_mode="border"
-    ).movedim(1, -1)
-    torch.testing.assert_close(seen, expected)
+    assert shot.pixels.min() >= 0 and (shot.pixels < torch.tensor([20.0, 16.0])).all()
     loss, metrics = objective.loss(scene.render(shot), shot, 0, 1, generator)
-    assert metrics["psnr"].item() > 25, "a smooth scene's own views hold between their pixels too"
-    assert torch.isfinite(loss)
+    assert torch.isfinite(loss) and metrics["psnr"].item() > 20, "a smooth scene's pixels look alike all over"
+    column, row = shot.pixels[:, 0, 0].long().unbind(-1)
+    seen = take_pixels(views.images, shot.index, shot.pixels)[:, 0, 0]
+    torch.testing.assert_close(seen, views.images.movedim(1, -1)[shot.index, row, column])
 
 
 def test_views_without_masks_show_the_scenes_own_background(scene, generator):
