@@ -43,7 +43,6 @@ TWINS: dict[str, Callable[[MultiViewTraining], MultiViewTraining]] = {
     "relative cameras": lambda recipe: replace(recipe, relative_cameras=True),
     "no resampler": without_resampler,
 }
-SCALES = (1.0, 1.7, 3.0, 5.0, 8.0)
 FIGURES = {"psnr": "PSNR", "silhouette_iou": "silhouette IoU", "saturation_excess": "saturation excess"}
 
 
@@ -96,11 +95,11 @@ def denoising_table(names: list[str], val: Path, out: Path, scenes: int) -> str:
     return "\n".join(lines)
 
 
-def views_table(names: list[str], objects: Path, out: Path, limit: int) -> str:
+def views_table(names: list[str], objects: Path, out: Path, limit: int, scales: list[float]) -> str:
     """Sampled views, a row a twin and guidance scale; the saturation is that beyond the truth's."""
     lines = ["| | guidance | " + " | ".join(FIGURES.values()) + " |", "| --- " * (len(FIGURES) + 2) + "|"]
     for name in names:
-        for scale in SCALES:
+        for scale in scales:
             path = folder_of(out, name) / f"views-{scale:g}.json"
             subprocess.run(
                 [
@@ -126,14 +125,17 @@ def main() -> None:
     parser.add_argument("--front-prompts", type=float, default=0.5, help="share of prompts that show the exact front")
     parser.add_argument("--scenes", type=int, default=64, help="of the errors")
     parser.add_argument("--limit", type=int, default=12, help="objects of the sampled views")
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 1.7, 3.0, 5.0, 8.0], help="of the guidance")
     parser.add_argument("--names", nargs="+", choices=TWINS, default=list(TWINS), help="train these alone, no tables")
     options = parser.parse_args()
+    if 16 * options.steps > 40_000:
+        parser.error(f"an ablation takes at most 40 000 scenes, {options.steps} steps are {16 * options.steps}")
     for name in options.names:
         train(name, options.packed, options.out, options.steps, options.front_prompts)
     if set(options.names) == set(TWINS):
         names = list(TWINS)
         text = denoising_table(names, options.val, options.out, options.scenes)
-        text += "\n\n" + views_table(names, options.objects, options.out, options.limit) + "\n"
+        text += "\n\n" + views_table(names, options.objects, options.out, options.limit, options.scales) + "\n"
         (options.out / "twins.md").write_text(text, encoding="utf-8")
         print(text)
 
