@@ -25,9 +25,9 @@ from denoising import errors, scenes_of
 
 from maquette.priors.hub import load_prior
 from maquette.training.data import PackedObjects
-from maquette.training.encoders import Encoders, EncoderTraining
+from maquette.training.encoders import EncoderTraining
 from maquette.training.multiview import MultiViewTraining
-from maquette.training.nano import NanoRecipe, train_nano
+from maquette.training.nano import NanoRecipe, packaged_encoders, train_nano
 from maquette.training.validation import LEVELS
 from maquette.training.weights import save_weights
 
@@ -65,22 +65,14 @@ def train(name: str, packed: Path, out: Path, steps: int, front_prompts: float) 
         return
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "encoders.safetensors").exists():
-        save_weights(folder / "encoders.safetensors", shipped_encoders(), {"from": "the shipped package"})
+        save_weights(
+            folder / "encoders.safetensors", packaged_encoders(None, EncoderTraining()), {"from": "the shipped package"}
+        )
     with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
         train_nano(
             packed, folder, recipe_of(name, steps, front_prompts),
             log=lambda entry: print(json.dumps(entry), file=log, flush=True),
         )  # fmt: skip
-
-
-def shipped_encoders() -> Encoders:
-    """The text and image encoders of the shipped prior; the temperature, which only their training needs, is new."""
-    prior, recipe = load_prior("nano"), EncoderTraining()
-    encoders = Encoders(recipe.text, recipe.image)
-    encoders.text.load_state_dict(prior.text_encoder.state_dict())
-    assert prior.image_encoder is not None
-    encoders.image.load_state_dict(prior.image_encoder.state_dict())
-    return encoders
 
 
 def denoising_table(names: list[str], val: Path, out: Path, scenes: int) -> str:

@@ -124,7 +124,7 @@ def evaluate_objects(
         views = truth.render(mesh)
         if record.baseline is None:
             views.save(record.folder / "views")
-        save_image(record.folder / "sides.png", _two_sides(truth, mesh))
+        save_image(record.folder / "sides.png", _three_sides(truth, mesh))
         return {**truth.score(mesh, views), **_likeness(encoders, truth, views)}
 
     kind = _Kind("assets", keep, measure, [encoder.name for encoder in encoders])
@@ -317,7 +317,7 @@ def _likeness(encoders: Sequence[ImageEncoder], truth: Truth, views: Views) -> d
     return figures
 
 
-def _two_sides(truth: Truth, mesh: Mesh) -> torch.Tensor:
+def _three_sides(truth: Truth, mesh: Mesh) -> torch.Tensor:
     """Prompt; then from its own side, from beside it and from behind: truth, result. [3, H, W], lit, so that plain
     objects show."""
     size, circle = truth.protocol.view_size, truth.protocol.circle

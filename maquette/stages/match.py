@@ -77,8 +77,8 @@ def other_views(views: Views, located: Located | None) -> Views:
     """All views but those from the prompt's own camera, which say the same as the prompt, with fewer pixels."""
     if located is None:
         return views
-    place = located.view.cameras.position.to(views.cameras.position)
-    apart = torch.linalg.vector_norm(views.cameras.position - place, dim=-1)
+    prompts = located.view.cameras.position.to(views.cameras.position)
+    apart = torch.linalg.vector_norm(views.cameras.position - prompts, dim=-1)
     return views[torch.nonzero(apart > 1e-3)[:, 0]]
 
 

@@ -167,16 +167,21 @@ def _encoders(
     if not path.exists() and initial is not None and (initial / "encoders.safetensors").exists():
         save_weights(path, load_file(initial / "encoders.safetensors"), {"from": "the chunk before"})
     elif not path.exists() and initial is not None and (initial / "card.json").exists():
-        shipped, copies = load_prior("nano", initial), Encoders(config.text, config.image)
-        copies.text.load_state_dict(shipped.text_encoder.state_dict())
-        assert shipped.image_encoder is not None
-        copies.image.load_state_dict(shipped.image_encoder.state_dict())
-        save_weights(path, copies, {"from": "a package"})
+        save_weights(path, packaged_encoders(initial, config), {"from": "a package"})
     if not path.exists():
         return train_encoders(data, path, config, device, log)
     encoders = Encoders(config.text, config.image)
     encoders.load_state_dict(load_file(path))
     return encoders
+
+
+def packaged_encoders(package: Path | None, config: EncoderTraining) -> Encoders:
+    """The encoders of a weights package (None: the shipped one), with a new temperature, which only training needs."""
+    shipped, copies = load_prior("nano", package), Encoders(config.text, config.image)
+    copies.text.load_state_dict(shipped.text_encoder.state_dict())
+    assert shipped.image_encoder is not None
+    copies.image.load_state_dict(shipped.image_encoder.state_dict())
+    return copies
 
 
 def _network_of(initial: Path) -> dict[str, Tensor]:
