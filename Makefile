@@ -9,8 +9,8 @@ WORKERS ?= auto
 export TORCH_INDEX
 
 ifndef IMAGE
-IMAGE := examples/images/armchair.png
-CAPTION := --caption "a blue armchair"
+IMAGE := examples/images/lantern.png
+CAPTION := --caption "a black lantern with glowing yellow glass"
 endif
 
 .PHONY: demo test lint install install-dev clean

@@ -207,7 +207,7 @@ def nano(quality: Literal["draft", "default", "high"] = "default") -> Config:
         ),
         # By eye; a pixel of the prior's views is 0.06 wide. What is thinner the prompt's outline brings back. No view
         # looks from above.
-        mesh=MeshConfig(resolution=128, blur=0.015, fill_pits=True),
+        mesh=MeshConfig(resolution=128, blur=0.015, fill_pits=True, smoothing=20),
     )
 
 
