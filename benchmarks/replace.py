@@ -55,7 +55,7 @@ def as_it_is(truth: Truth, config: imagedream.Config, run: Run) -> Asset:
 
 def true_camera(truth: Truth, config: imagedream.Config, run: Run) -> Asset:
     """The prompt's camera is known."""
-    with replaced(locate=lambda *_: located(truth)):
+    with replaced(match=lambda *_: None, locate=lambda *_: located(truth)):
         return as_it_is(truth, config, run)
 
 

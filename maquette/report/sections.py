@@ -68,10 +68,14 @@ def _viewpoint(run: RunRecord, camera: Mapping[str, Any]) -> str:
         differs = words.percent(camera["error"])
         if camera["reliable"]:
             said = (
-                f"The picture seems to have been taken {where}: one of the imagined views is the picture itself, but "
-                f"for {differs} of colour, so it took that view's place and helped to shape the object."
+                f"The prior imagined the picture itself as its view {where}: one of the imagined views is the picture, "
+                f"but for {differs} of colour, so it took that view's place and helped to shape the object."
             )
-            return f'<p>{escape(said)} <span class="tag good">reliable</span></p>'
+            lean = (
+                "So the model is built from there, whatever side of the object the picture shows: taken from a corner "
+                "or from above, it leaves the model turned or leaning by as much."
+            )
+            return f'<p>{escape(said)} <span class="tag good">matched</span></p>{paragraphs(lean, kind="quiet")}'
         said = f"None of the imagined views is the picture; the closest differs by {differs} of colour."
         return f'<p>{escape(said)} <span class="tag care">not reliable</span></p>'
     overlap = 1 - camera["error"]

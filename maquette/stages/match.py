@@ -4,6 +4,9 @@ ImageDream's canonical views are turned so that a prompt from the front is the f
 3.1), and the pixel controller hands the prompt on to it. Where one of the views is the prompt, moved and scaled, its
 camera is known without any search, and before there is a field: the prompt then takes the view's place, with all the
 pixels that it has. Where none is, `locate` searches the field.
+
+The camera is that of the result, not of the object: a prior that draws every prompt as its front, as nano does, makes
+results that face the picture, and a picture taken from a corner or from above leaves them turned or leaning by as much.
 """
 
 from __future__ import annotations

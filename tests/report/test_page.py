@@ -132,7 +132,7 @@ def test_an_unreliable_viewpoint_is_said_to_be_unused(tmp_path):
 
 @pytest.mark.parametrize(
     ("reliable", "said"),
-    [(True, "one of the imagined views is the picture itself"), (False, "None of the imagined views is the picture")],
+    [(True, "one of the imagined views is the picture, but for"), (False, "None of the imagined views is the picture")],
 )
 def test_a_view_that_is_the_picture_is_said_to_be(tmp_path, reliable, said):
     folder = make_run(tmp_path / "run", steps=3)
