@@ -36,11 +36,14 @@ def prior_preservation_loss(
     prior_target: Float[Tensor, "k *c"],
     prior_weight: float = 1.0,
     sample_weight: Float[Tensor, " b"] | None = None,
+    prior_sample_weight: Float[Tensor, " k"] | None = None,
 ) -> Float[Tensor, ""]:
     """DreamBooth (arXiv:2208.12242): the subject's loss plus `prior_weight` times that of images of its class.
 
     The class images were sampled with the model as it was before fine-tuning. `sample_weight` (min-SNR, say) weighs the
-    subject's samples alone, as in the recipe that most people run.
+    subject's samples alone, as in the recipe that most people run; `prior_sample_weight` weighs the others.
     """
     subject = denoising_loss(pred=pred, target=target, sample_weight=sample_weight)
-    return subject + prior_weight * denoising_loss(pred=prior_pred, target=prior_target)
+    return subject + prior_weight * denoising_loss(
+        pred=prior_pred, target=prior_target, sample_weight=prior_sample_weight
+    )

@@ -69,7 +69,7 @@ from maquette.stages.objectives import (
 )
 from maquette.stages.personalize import PersonalizeConfig, personalize
 from maquette.stages.recovery import RecoveryConfig, quick_recovery
-from maquette.stages.refine import Renderings, enlarged, place_picture, render_around, repaint
+from maquette.stages.refine import Renderings, place_picture, render_around, repaint
 from maquette.stages.regularizers import Regularizers
 from maquette.stages.specialize import (
     SpecializeConfig,
@@ -80,7 +80,7 @@ from maquette.stages.specialize import (
     second_pictures,
 )
 from maquette.stages.surface import make_mesh
-from maquette.stages.translate import TranslateConfig, Translated, translate_views
+from maquette.stages.translate import TranslateConfig, Translated, resized, translate_views
 from maquette.subjects import CaptionedImages
 
 CITATION = (
@@ -418,7 +418,7 @@ def refine(
     noun, size = class_word(prompt, config), free.codec.image_size
     small = prompt.image.resized(size)
     mine = CaptionedImages.from_images(small.image[None], [""], small.mask[None])
-    generated = CaptionedImages.from_images(enlarged(views.composite(WHITE)[1:], size), [""] * (len(views) - 1))
+    generated = CaptionedImages.from_images(resized(views.composite(WHITE)[1:], size), [""] * (len(views) - 1))
     others = None
     if settings.negatives:
         classes = settings.specialize.class_images

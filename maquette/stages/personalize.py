@@ -69,8 +69,9 @@ class PersonalizeConfig:
     """lambda, the weight of the class's pictures."""
     preserve: float = 0.0
     """Weight of |theta - theta_0|_1 / N, MVDream's brake in place of class pictures; for all weights only."""
-    weighting: Literal["uniform", "min-snr"] = "uniform"
-    """Weight of the subject's timesteps."""
+    weighting: Literal["uniform", "min-snr", "min-snr-both"] = "uniform"
+    """Weight of the subject's timesteps, or also of the others'. Uniform errors of x0, which nano predicts, are nearly
+    all from high noise; the papers' errors of eps are those of x0 times the signal-to-noise ratio."""
     snr_gamma: float = 5.0
     """Cap of min-snr."""
     background: Literal["white", "random"] = "white"
@@ -260,18 +261,18 @@ class _Batches:
             prediction = self.model.predict(schedule.add_noise(latents, eps, t), t, self.captions.stacked(captions))
         pred, target = as_predicted(prediction, schedule, t).float(), schedule.target(latents, eps, t)
         weight = None
-        if config.weighting == "min-snr":
-            weight = min_snr_weight(
-                schedule.snr(t[:mine], latents[:mine, 0, 0, 0, 0]), config.snr_gamma, schedule.predicts
-            )
+        theirs = None
+        if config.weighting != "uniform":
+            weights = min_snr_weight(schedule.snr(t, latents[:, 0, 0, 0, 0]), config.snr_gamma, schedule.predicts)
+            weight, theirs = weights[:mine], weights[mine:] if config.weighting == "min-snr-both" else None
         parts = {"subject": denoising_loss(pred=pred[:mine], target=target[:mine], sample_weight=weight)}
         loss = parts["subject"]
         if self.others is not None:
             loss = prior_preservation_loss(
                 pred=pred[:mine], target=target[:mine], prior_pred=pred[mine:], prior_target=target[mine:],
-                prior_weight=config.prior_weight, sample_weight=weight,
+                prior_weight=config.prior_weight, sample_weight=weight, prior_sample_weight=theirs,
             )  # fmt: skip
-            parts["others"] = denoising_loss(pred=pred[mine:], target=target[mine:])
+            parts["others"] = denoising_loss(pred=pred[mine:], target=target[mine:], sample_weight=theirs)
         if self.drifting:
             count = sum(new.numel() for new, _ in self.drifting)
             parts["drift"] = torch.stack([(new - old).abs().sum() for new, old in self.drifting]).sum() / count

@@ -21,7 +21,7 @@ from maquette.rendering.base import Scene
 from maquette.rendering.views import render_views
 from maquette.run import Stage
 from maquette.stages.locate import into_frame
-from maquette.stages.translate import Translated
+from maquette.stages.translate import Translated, resized
 
 
 @dataclass(frozen=True)
@@ -70,31 +70,25 @@ def place_picture(picture: ImagePrompt, views: Views, size: int = 256) -> Views:
 
 
 def repaint(rendered: Views, painted: Translated) -> Views:
-    """The renderings with the colours of their translations: straight ones, out of the white that these stand on.
+    """The renderings with the change of colours that their translations made, out of the white that these stand on.
 
-    A prior of smaller pictures than the renderings says nothing about what is finer; that stays as it was rendered.
+    A prior of smaller pictures than the renderings says nothing about what is finer; that stays as it was rendered. So
+    does a rendering that was not changed, and what is less than half covered follows its surroundings.
     """
     views = painted.views
     assert views.masks is not None and rendered.masks is not None  # field renderings have them
-    mask, small = views.masks, views.images.shape[-1]
+    small, background = views.images.shape[-1], torch.tensor(painted.config.background)
     before = rendered[list(painted.numbers)]
     assert before.masks is not None
-    straight = ((views.images - (1 - mask)) / mask.clamp(min=0.25)).clamp(0, 1)
-    filled = torch.stack([_filled(image, known[0] > 0.5) for image, known in zip(straight, mask, strict=True)])
-    size = before.images.shape[-1]
-    finer = before.images - enlarged(enlarged(before.images, small), size)
-    return Views((enlarged(filled, size) + finer).clamp(0, 1), before.masks, before.cameras)
-
-
-def enlarged(images: Float[Tensor, "v c h w"], size: int) -> Float[Tensor, "v c {size} {size}"]:
-    """Images at another size, larger or (antialiased) smaller."""
-    if images.shape[-1] == size:
-        return images
-    return F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=True)
+    change = views.images - resized(before.composite(background), small)
+    straight = change / views.masks.clamp(min=0.5)
+    spread = torch.stack([_filled(image, known[0] > 0.5) for image, known in zip(straight, views.masks, strict=True)])
+    images = before.images + resized(spread, before.images.shape[-1])
+    return Views(images.clamp(0, 1), before.masks, before.cameras)
 
 
 def _filled(image: Float[Tensor, "3 h w"], known: Tensor) -> Float[Tensor, "3 h w"]:
     if not bool(known.any()):
-        return image
+        return torch.zeros_like(image)
     spread = spread_colour(image.permute(1, 2, 0).contiguous().numpy(), known.numpy())
     return torch.from_numpy(spread).permute(2, 0, 1).contiguous()

@@ -59,6 +59,9 @@ class TranslateConfig:
     """What renderings are put onto."""
     sample_posterior: bool = True
     """Encode to a sample of the autoencoder's posterior, not its mean."""
+    residual: bool = False
+    """Add what was learned to the rendering, the difference to the translation by the prior before it learned, with the
+    same noise; what either of them does to any picture cancels. Not in the papers."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength <= 1:
@@ -151,9 +154,12 @@ def translate_views(
     negative: str = "",
     photos: CaptionedImages | None = None,
     encoder: PictureEncoder | None = None,
+    base: Prior | None = None,
     run: Stage,
 ) -> Translated:
     """Every view as the prior paints it under its caption, at the prior's own size.
+
+    `base` is the prior before it learned, which `config.residual` needs (ValueError).
 
     Without an encoder (and photos) only outlines are judged, and without masks nothing is: then the first attempt is
     taken. Views that are refused `config.retries` + 1 times are dropped; RunFailed if none is left. Goes on after the
@@ -161,6 +167,8 @@ def translate_views(
     """
     if len(captions) != len(views):
         raise ValueError(f"{len(views)} views need as many captions, got {len(captions)}")
+    if config.residual and base is None:
+        raise ValueError("a residual translation needs the prior before it learned, and base is None")
     judge = _Judge(config, views, captions, photos, encoder)
     attempts: list[Attempt] = []
     pictures: list[UInt8[Tensor, "3 s s"]] = []
@@ -171,7 +179,7 @@ def translate_views(
         pictures = list(state["pictures"])
     with run.progress(len(views), start=begin) as progress:
         for view in range(begin, len(views)):
-            for entry, picture in _until_accepted(prior, view, judge, negative, run):
+            for entry, picture in _until_accepted(prior, base, view, judge, negative, run):
                 attempts.append(entry)
                 pictures.append(picture)
                 run.log(view, **{key: value for key, value in asdict(entry).items() if key != "view"})
@@ -196,7 +204,7 @@ def translate_views(
 
 
 def _until_accepted(
-    prior: Prior, view: int, judge: _Judge, negative: str, run: Stage
+    prior: Prior, base: Prior | None, view: int, judge: _Judge, negative: str, run: Stage
 ) -> list[tuple[Attempt, UInt8[Tensor, "3 s s"]]]:
     """All attempts at one view: rounds of `candidates` until one passes, of which the most alike is taken."""
     config, tried = judge.config, []
@@ -206,6 +214,10 @@ def _until_accepted(
         seeds = [derive_seed(run.seed, run.name, view, f"attempt {number}") for number in numbers]
         source = judge.sources[view : view + 1]
         images = translate_images(prior, source, judge.captions[view], config, seeds, negative=negative)
+        if config.residual:
+            assert base is not None, "translate_views has looked"
+            before = translate_images(base, source, judge.captions[view], config, seeds, negative=negative)
+            images = (resized(source, images.shape[-1]) + images - before).clamp(0, 1)
         painted = (images * 255).round().to(torch.uint8)
         entries = [
             judge.attempt(view, number, seed, image.float() / 255)
@@ -331,6 +343,13 @@ def _foreground(
     except UserError:
         return image, torch.zeros_like(image[:1])
     return torch.from_numpy(rgb).permute(2, 0, 1).contiguous(), torch.from_numpy(alpha)[None]
+
+
+def resized(images: Float[Tensor, "v c h w"], size: int) -> Float[Tensor, "v c {size} {size}"]:
+    """Images at another size, larger or (antialiased) smaller."""
+    if images.shape[-1] == size:
+        return images
+    return F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=True)
 
 
 def _overlap(one: Float[Tensor, "1 s s"], other: Float[Tensor, "1 s s"]) -> float:

@@ -122,7 +122,7 @@ class Steps(module._Batches):
 
 
 @pytest.mark.parametrize("make", [tiny_prior, lambda: tiny_prior("v"), tiny_published, tiny_stable_diffusion])
-@pytest.mark.parametrize("weighting", ["uniform", "min-snr"])
+@pytest.mark.parametrize("weighting", ["uniform", "min-snr", "min-snr-both"])
 def test_the_loss_is_dreambooths(make, weighting, stage):
     """|pred - target|^2 of the subject and lambda times that of the class, one picture at a time."""
     prior, config = make(), replace(SHORT, batch=2, prior_weight=0.3, weighting=weighting)
@@ -141,7 +141,7 @@ def test_the_loss_is_dreambooths(make, weighting, stage):
             }
             pred, target = sides[schedule.predicts]
             snr = schedule.snr(t[k : k + 1], x0[:, 0, 0, 0, 0])
-            weighted = weighting == "min-snr" and role == "subject"
+            weighted = weighting == "min-snr-both" or (weighting == "min-snr" and role == "subject")
             weight = float(min_snr_weight(snr, 5.0, schedule.predicts)) if weighted else 1.0
             expected += factor * weight * float((pred - target).square().mean()) / 2
     loss, parts = steps.loss(3)

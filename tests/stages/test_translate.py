@@ -14,7 +14,8 @@ from maquette.images import Views
 from maquette.run import Run, Stage
 from maquette.stages.likeness import OwnEncoder, PictureEncoder, diversity, likeness, on_white, sides
 from maquette.stages.look import SamplingConfig
-from maquette.stages.translate import TranslateConfig, Translated, translate_images, translate_views
+from maquette.stages.refine import repaint
+from maquette.stages.translate import TranslateConfig, Translated, resized, translate_images, translate_views
 from maquette.subjects import CaptionedImages
 from maquette.wording import VIEWS, view_captions
 from tests.guidance.oracle import oracle
@@ -202,6 +203,43 @@ def test_masks_for_losses_are_wider_than_the_object(stage):
     cut = made.cut_out()
     inside = made.views.masks[:, 0] > 0.99
     assert (cut.masks[:, 0][inside] > 0.9).all() and cut.masks.mean() < 0.6
+
+
+def test_what_was_not_learned_changes_nothing(stage):
+    """The residual of a prior to itself is the rendering; to another it is their difference, with the same noise."""
+    prior, other, views = tiny_prior(), tiny_prior("v"), disc()
+    config = replace(PLAIN, residual=True)
+    small = resized(views.composite(torch.ones(3)), 16)
+    same = translate_views(prior, views, CAPTIONS, config, base=prior, run=stage)
+    assert (same.views.images - small).abs().max() < 1 / 255
+    made = translate_views(prior, views, CAPTIONS, config, base=other, run=stage)
+    plain, before = (translate_views(p, views, CAPTIONS, PLAIN, run=stage).views.images for p in (prior, other))
+    wanted = (small + plain - before).clamp(0, 1)
+    inside = (plain > 0.01) & (plain < 0.99) & (before > 0.01) & (before < 0.99)
+    assert inside.any() and (made.views.images - wanted)[inside].abs().max() < 3 / 255
+    with pytest.raises(ValueError, match="needs the prior before it learned"):
+        translate_views(prior, views, CAPTIONS, config, run=stage)
+
+
+def test_repainting_adds_the_change_and_nothing_else():
+    """A picture that was not changed leaves the rendering as it is, thin parts and fog of odd colours included."""
+    rendered = disc()
+    rendered.masks[:, :, :, 4:6] = 0.9  # a pole of two pixels, before fog of another colour
+    rendered.images[:, :, :, :8] = torch.tensor([0.1, 0.6, 0.2])[:, None, None]
+    rendered.masks[:, :, :, :4] = rendered.masks[:, :, :, 6:8] = 0.02
+    rendered.images[:, :, :, :4] = rendered.images[:, :, :, 6:8] = 0.5
+    small = resized(rendered.composite(torch.ones(3)), 16)
+    masks = resized(rendered.masks, 16)
+
+    def repainted(change: float) -> torch.Tensor:
+        views = Views((small + change * masks).clamp(0, 1), masks, rendered.cameras.with_size(16, 16))
+        return repaint(
+            rendered, Translated(views, (0, 1, 2), (), torch.zeros(0, 3, 16, 16, dtype=torch.uint8), PLAIN)
+        ).images
+
+    assert torch.equal(repainted(0.0), rendered.images)
+    core = (rendered.masks > 0.99).expand_as(rendered.images)
+    torch.testing.assert_close(repainted(-0.05)[core], rendered.images[core] - 0.05, atol=1e-3, rtol=0)
 
 
 def test_a_nano_prior_judges_with_its_own_encoders():
