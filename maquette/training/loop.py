@@ -43,6 +43,9 @@ class Trainable(Protocol):
     def load(self, folder: Path) -> bool: ...
 
 
+MAX_SKIPPED = 10
+"""Steps of a call with NaN or infinite gradients that are skipped before training fails."""
+
 T = TypeVar("T", bound=Trainable)
 
 
@@ -67,11 +70,12 @@ def run_training(
     """Run to the last step (or until `seconds` are over), saving every `save_every` seconds; resumes from `folder`.
 
     `validate` measures the averaged weights every `validate_every` steps and at the end; the log gets its figures.
-    RunFailed at a loss that is no number: the checkpoint in `folder` is from before it.
+    RunFailed at a loss that is no number, or after `MAX_SKIPPED` steps whose gradient was not finite and which changed
+    nothing: the checkpoint in `folder` is from before it.
     """
     trainer.load(folder)
     started = saved = time.monotonic()
-    first, total, losses = trainer.step, trainer.config.steps, []
+    first, total, losses, skipped = trainer.step, trainer.config.steps, [], 0
     while trainer.step < total:
         metrics = trainer.train_step(data)
         if not math.isfinite(metrics["loss"]):
@@ -79,6 +83,14 @@ def run_training(
                 f"the loss of step {trainer.step} is no number; the last good checkpoint is in {folder}: go on from "
                 "there with a lower learning rate"
             )
+        if not math.isfinite(metrics["grad_norm"]):
+            skipped += 1
+            log({"stage": stage, "step": trainer.step, "event": "skipped", "reason": "the gradient is not finite"})
+            if skipped >= MAX_SKIPPED:
+                raise RunFailed(
+                    f"the gradient was NaN or infinite in {skipped} steps, last in step {trainer.step}; the last "
+                    f"checkpoint is in {folder}: go on from there with a lower learning rate"
+                )
         if not metrics.get("single"):
             losses.append(metrics["loss"])
         now = time.monotonic()

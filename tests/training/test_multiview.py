@@ -211,6 +211,18 @@ def test_a_loss_that_is_no_number_stops_and_names_the_checkpoint(packed: Path, t
     assert all(torch.equal(value, good[name]) for name, value in again.average.state.items())
 
 
+def test_gradients_that_are_no_numbers_are_counted_and_stop(packed: Path, tmp_path: Path) -> None:
+    """A finite loss whose gradient is NaN changes nothing; ten such steps are no accident."""
+    data, entries = PackedObjects.open(packed), list[dict]()
+    trainer = Trainer(replace(tiny(), steps=30), encoders())
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.model.stem.weight.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(RunFailed, match=f"NaN or infinite in 10 steps, last in step 10.*{tmp_path}"):
+        run_training(data, tmp_path, trainer, entries.append)
+    assert [entry["event"] for entry in entries] == ["skipped"] * 10
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
+
+
 def test_a_missing_pack_is_told_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no packed renders"):
         train_nano(tmp_path, tmp_path / "out", NanoRecipe())
