@@ -206,7 +206,7 @@ def dreambooth3d(subject: Subject | LearnedSubject, caption: str, config: Config
     pseudo = None
     if config.pseudo_views is not None:
         assert initial is not None, "stage 2 needs stage 1"
-        _, pseudo = make_pseudo_views(initial, full, caption, photos, encoder, config.pseudo_views, run)
+        _, pseudo = make_pseudo_views(initial, full, caption, photos, encoder, config.pseudo_views, run, base=prior)
 
     # Stage 3a: the partial model goes on with pseudo views and photos (section 4.3).
     multiview = learn_sides(prior, learned, pseudo, caption, config, run)
@@ -227,7 +227,8 @@ def dreambooth3d(subject: Subject | LearnedSubject, caption: str, config: Config
 
     # Not in the paper: stage 2 once more, of the final field, whose colours then follow.
     again = config.pseudo_views or PseudoViews()
-    final = refine(final, multiview, caption, photos, encoder, config.refinement, again, config.fit, run)
+    final = refine(final, multiview, caption, photos, encoder, config.refinement, again, config.fit, run,
+                   base=prior)  # fmt: skip
     return finished(final, pseudo, config, run)
 
 

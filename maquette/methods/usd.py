@@ -241,7 +241,10 @@ def nano(quality: Literal["draft", "default", "high"] = "default") -> Config:
         resolution=Constant(32), scenes=Constant(1), weight=Constant(1e-4), random_background=0.0, shading=UNLIT,
         regularizers=Regularizers(),
     )  # fmt: skip
-    learning = PersonalizeConfig(adapter=Lora(rank=8), steps=40 if draft else 80, batch=4, learning_rate=2e-3)
+    # The paper's loss is of eps; uniform errors of x0 would teach high noise, where nothing is refined.
+    learning = PersonalizeConfig(
+        adapter=Lora(rank=8), steps=40 if draft else 80, batch=4, learning_rate=2e-3, weighting="min-snr-both"
+    )
     return Config(
         prior="nano-zero123",
         free_prior="nano",
@@ -433,8 +436,9 @@ def refine(
         learned = run.stage("detail", personalize, free, subject, against_, second, learned)[second.steps]
         caption = detail_prompt(noun)
     painted: Translated = run.stage(
-        "refined", translate_views, free.adapted(learned), rendered, [caption] * len(rendered), settings.translate
-    )
+        "refined", translate_views, free.adapted(learned), rendered, [caption] * len(rendered), settings.translate,
+        base=free,
+    )  # fmt: skip
     return repaint(rendered, painted)
 
 

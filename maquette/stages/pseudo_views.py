@@ -109,12 +109,17 @@ def make_pseudo_views(
     config: PseudoViews,
     run: Run,
     stages: tuple[str, str] = ("renderings", "pseudo_views"),
+    *,
+    base: Prior | None = None,
 ) -> tuple[Views, Translated]:
-    """(the renderings, what the prior made of them: accepted ones of each side and every attempt), by two stages."""
+    """(the renderings, what the prior made of them: accepted ones of each side and every attempt), by two stages.
+
+    `base` is the prior before it learned, for residual translations.
+    """
     rendered: Views = run.stage(stages[0], render_around, scene, config.cameras())
     captions = view_captions(caption, rendered.cameras) if config.view_words else (caption,) * len(rendered)
     painted = run.stage(stages[1], translate_views, painter, rendered, captions, config.translate, photos=photos,
-                        encoder=encoder)  # fmt: skip
+                        encoder=encoder, base=base)  # fmt: skip
     return rendered, painted
 
 
@@ -128,6 +133,8 @@ def refine(
     first: PseudoViews,
     final: FitConfig,
     run: Run,
+    *,
+    base: Prior | None = None,
 ) -> S:
     """The scene with the colours of pseudo views of its own, and the outlines that it has; itself without a config.
 
@@ -136,7 +143,8 @@ def refine(
     if config is None:
         return scene
     rendered, painted = make_pseudo_views(
-        scene, painter, caption, photos, encoder, config.views(first), run, ("final_renderings", "final_pseudo_views")
-    )
+        scene, painter, caption, photos, encoder, config.views(first), run, ("final_renderings", "final_pseudo_views"),
+        base=base,
+    )  # fmt: skip
     follow = Photometric(repaint(rendered, painted), config.photometric, name="final_pseudo_views")
     return run.stage("refined_field", fit, scene, [follow], config.fitting(final))

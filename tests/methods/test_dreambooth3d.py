@@ -120,8 +120,8 @@ def quick(package: Path) -> Config:
         distillation=replace(whole.distillation, resolution=Constant(16)),
         pseudo_views=replace(
             whole.pseudo_views, count=3, size=16,
-            translate=replace(whole.pseudo_views.translate, sampling=few, retries=0, min_mask_iou=0.0,
-                              keep_likeness=False, refuse_fronts=False),
+            translate=replace(whole.pseudo_views.translate, sampling=few, retries=0, residual=True,
+                              min_mask_iou=0.0, keep_likeness=False, refuse_fronts=False),
         ),
         multiview=replace(whole.multiview, personal=replace(learning, steps=1, keep=())),
         reconstruction=replace(whole.reconstruction, resolution=Constant(16)),
