@@ -70,7 +70,9 @@ def quick(weights) -> usd.Config:
                 special, class_images=ClassImagesConfig(2, SAMPLING), first=replace(special.first, steps=2, batch=1),
                 second=replace(special.second, steps=1, batch=1),
             ),
-            translate=replace(whole.refinement.translate, sampling=replace(SAMPLING, steps=4, clip=False), residual=True),
+            translate=replace(
+                whole.refinement.translate, sampling=replace(SAMPLING, steps=4, clip=False), residual=True
+            ),
         ),
         recovery=replace(whole.recovery, scene=surface, fit=nothing, mesh=mesh, photometric=rays),
     )  # fmt: skip
