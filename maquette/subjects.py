@@ -76,18 +76,20 @@ class CaptionedImages:
     def joined(self, others: CaptionedImages, share: float | None = None) -> CaptionedImages:
         """These and others of the same size; `share` is how often one of these is drawn (equally often if not given).
 
-        Masks are kept where both have them.
+        Both have masks or neither has (ValueError): without its mask a cut-out picture has colours of no meaning around
+        the object.
         """
         if share is not None and not 0 < share < 1:
             raise UserError(f"the share of the first pictures lies between 0 and 1, got {share}")
-        both = self.masks is not None and others.masks is not None
+        if (self.masks is None) != (others.masks is None):
+            raise ValueError("pictures with masks cannot be joined to pictures without")
         shares = None
         if share is not None:
             shares = (share / len(self),) * len(self) + ((1 - share) / len(others),) * len(others)
         return CaptionedImages(
             torch.cat([self.pixels, others.pixels]),
             self.captions + others.captions,
-            torch.cat([self.masks, others.masks]) if both else None,  # type: ignore[list-item]
+            None if self.masks is None or others.masks is None else torch.cat([self.masks, others.masks]),
             shares,
         )
 

@@ -172,3 +172,15 @@ def test_objects_go_onto_any_background():
     assert torch.equal(pictures.composite([1], colours), colours[:, :, None, None].expand(1, 3, 4, 4))
     bare = CaptionedImages(pictures.pixels, pictures.captions)
     assert torch.equal(bare.composite([0], colours), bare.images([0]))
+
+
+def test_pictures_with_masks_are_not_joined_to_pictures_without():
+    pixels = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    cut = CaptionedImages(pixels, ("a", "b"), torch.full((2, 1, 8, 8), 255, dtype=torch.uint8))
+    whole = CaptionedImages(pixels + 9, ("c", "d"))
+    both = cut.joined(cut)
+    assert len(both) == 4 and both.masks is not None and both.masks.shape == (4, 1, 8, 8)
+    assert whole.joined(whole).masks is None
+    for one, other in ((cut, whole), (whole, cut)):
+        with pytest.raises(ValueError, match="cannot be joined"):
+            one.joined(other)

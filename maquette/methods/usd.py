@@ -362,7 +362,9 @@ def usd(prompt: Prompt, config: Config, run: Run) -> Asset:
 
     # Section 4.2: the free prior, specialised in two steps, refines renderings of the field.
     rendered: Views = run.stage("renderings", render_around, scene, around, config.renderings)
-    refined = refine(free, prompt, views, rendered, config.refinement, config, run) if config.refinement else rendered
+    refined = rendered
+    if config.refinement:
+        refined = refine(free, prompt, shown, views, rendered, config.refinement, config, run)
     painted = (refined, shown) if config.paint_prompt else (refined,)
     if config.recovery is None:
         mesh = run.stage("mesh", make_mesh, scene, config.mesh, painted, config.projection)
@@ -414,13 +416,22 @@ def reference_view(free: Prior, shown: Views, config: Config, distillation: Dist
 
 
 def refine(
-    free: AdaptablePrior, prompt: Prompt, views: Views, rendered: Views, settings: Refinement, config: Config, run: Run
+    free: AdaptablePrior,
+    prompt: Prompt,
+    shown: Views,
+    views: Views,
+    rendered: Views,
+    settings: Refinement,
+    config: Config,
+    run: Run,
 ) -> Views:
-    """Renderings as the free prior paints them once it has learned the object, seeds fixed view by view."""
-    assert prompt.image is not None
+    """Renderings as the free prior paints them once it has learned the object, seeds fixed view by view.
+
+    It learns the picture as `shown`, on white and no larger than views and renderings show the object, so that neither
+    is a difference between the input and what it is told apart from.
+    """
     noun, size = class_word(prompt, config), free.codec.image_size
-    small = prompt.image.resized(size)
-    mine = CaptionedImages.from_images(small.image[None], [""], small.mask[None])
+    mine = CaptionedImages.from_images(resized(shown.composite(WHITE), size), [""])
     generated = CaptionedImages.from_images(resized(views.composite(WHITE)[1:], size), [""] * (len(views) - 1))
     others = None
     if settings.negatives:

@@ -25,7 +25,10 @@ from maquette.stages.elevation import ElevationConfig
 from maquette.stages.fit import FitConfig
 from maquette.stages.look import SamplingConfig
 from maquette.stages.objectives import PhotometricConfig, RandomRays
+from maquette.stages.personalize import personalize
 from maquette.stages.refine import Renderings, place_picture
+from maquette.stages.translate import resized
+from maquette.subjects import CaptionedImages
 from tests.priors.tiny import picture, prompt, tiny_config, tiny_prior, tiny_view_config, tiny_view_prior
 
 SAMPLING = SamplingConfig(steps=2, guidance_scale=2.0, spacing="exact", clip=True)
@@ -81,6 +84,14 @@ def quick(weights) -> usd.Config:
 def make(config: usd.Config, folder: Path, shown: Prompt | None = None, **options) -> Asset:
     with Run.open(folder, config=config, method="usd", quiet=True, **options) as run:
         return usd.usd(shown or prompt(), config, run)
+
+
+LEARNED: list[tuple[CaptionedImages, CaptionedImages | None]] = []
+
+
+def remembering(prior, subject, others, config, start=None, *, run):
+    LEARNED.append((subject, others))
+    return personalize(prior, subject, others, config, start, run=run)
 
 
 def stages(folder: Path) -> set[str]:
@@ -231,6 +242,22 @@ def test_the_picture_is_placed_at_the_size_of_the_first_view():
     assert shown.masks is not None
     width = (shown.masks[0, 0] > 0.5).any(dim=0).sum()
     assert abs(int(width) - 32) <= 3
+
+
+def test_refinement_learns_the_picture_as_the_views_show_it(quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(usd, "personalize", remembering)
+    LEARNED.clear()
+    make(quick, tmp_path / "run")
+    (first, classes), (second, against) = LEARNED
+    views = Views.load(tmp_path / "run" / "stages" / "views" / "result")
+    size = first.pixels.shape[-1]
+    shown = resized(place_picture(prompt().image, views).composite(torch.ones(3)), size)
+    expected = (shown * 255).round().to(torch.uint8)
+    others = (resized(views.composite(torch.ones(3))[1:], size) * 255).round().to(torch.uint8)
+    # On white, all of them: a mask would be lost beside pictures that have none.
+    assert all(pictures.masks is None for pictures in (first, classes, second, against))
+    assert torch.equal(first.pixels, torch.cat([expected, others])) and first.pixels[0, :, 0, 0].tolist() == [255] * 3
+    assert torch.equal(second.pixels, expected) and torch.equal(against.pixels, others)
 
 
 def test_words_alone_are_refused(quick, tmp_path):
