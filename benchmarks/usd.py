@@ -4,7 +4,7 @@ PART is one of
 
     main        score distillation, lambda = 0 alone, USD, USD with refined views and a surface
     sweeps      omega; lambda = 1 with the free null; one step of specialisation, no negatives; the reference view's
-                score against squared errors, and neither
+                score against squared errors, and neither; the reference view's score for the surface, too
     views       the view prior's novel views without guidance, with its own null, with the free null
     elevation   the estimate of the picture's elevation at seven true ones
     agreement   by how much the view prior's raw views contradict each other, and the field's renderings, the refined
@@ -75,10 +75,23 @@ def refined_with(**changes: Any) -> Change:
     return change
 
 
-def squared_errors(config: usd.Config) -> usd.Config:
-    """Plain squared errors of colour and outline on the picture's view, in place of its score."""
-    assert config.prompt_view is not None
-    return field_only(replace(config, reference=None, prompt_view=replace(config.prompt_view, measure="l2")))
+def picture_view(score: bool, errors: bool) -> Change:
+    """The picture's own view by its score, by plain squared errors of colour and outline, by both or by neither; the
+    picture is not painted onto the mesh, where it would hide what the field made of it."""
+
+    def change(config: usd.Config) -> usd.Config:
+        assert config.prompt_view is not None
+        view = replace(config.prompt_view, measure="l2") if errors else None
+        reference = config.reference if score else None
+        return field_only(replace(config, reference=reference, prompt_view=view, paint_prompt=False))
+
+    return change
+
+
+def surface_reference(config: usd.Config) -> usd.Config:
+    """The picture's own view also by its score while the surface is fitted, every tenth step, as in the paper."""
+    assert config.reference is not None
+    return replace(config, surface_reference=replace(config.reference, every=10))
 
 
 # Variants that share stages stand beside each other, for a run folder keeps the newest result of a stage.
@@ -94,13 +107,15 @@ SWEEPS: dict[str, Change] = {
     "one step": refined_with(steps=1),
     "no negatives": refined_with(negatives=False),
     "not refined": lambda config: replace(config, refinement=None),
+    "surface reference": surface_reference,
     "omega 1": guided_by(omega=1.0),
     "omega 4": guided_by(omega=4.0),
     "omega 7.5": guided_by(omega=7.5),
     "lambda 1, free null": guided_by(lambda_=1.0),
-    "reference score alone": lambda config: field_only(replace(config, prompt_view=None, paint_prompt=False)),
-    "squared errors alone": squared_errors,
-    "neither": lambda config: field_only(replace(config, reference=None, prompt_view=None, paint_prompt=False)),
+    "score and errors": picture_view(score=True, errors=True),
+    "reference score alone": picture_view(score=True, errors=False),
+    "squared errors alone": picture_view(score=False, errors=True),
+    "neither": picture_view(score=False, errors=False),
 }
 
 

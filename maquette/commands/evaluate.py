@@ -124,12 +124,14 @@ def cameras(arguments: list[str]) -> int:
 def gso(arguments: list[str]) -> int:
     """SyncDreamer's protocol."""
     options, method, config = _read(GsoOptions, arguments, "maquette evaluate gso")
+    if options.given and (options.results is not None or method.name != "usd"):
+        raise UserError("--given tells usd the elevation of its input; leave it out with --results and other methods")
     placement: Placement = "box" if options.results is None else "as-is"
     report = evaluate_gso(
         options.folder,
         GsoBenchmark(
             objects=options.objects, placement=placement if options.placement == "auto" else options.placement,
-            seed=options.seed,
+            told=options.given, seed=options.seed,
         ),
         reconstruct=None if options.results is not None else Answering(method, config, options.seed, options.device),
         results=options.results, renders=options.renders,
@@ -200,7 +202,8 @@ class Answering:
         """The run of a prompt in its folder."""
         return Run.open(
             folder, config=self._config, seed=self._seed, device=self._device, method=self._method.name,
-            inputs={"prompt": fingerprint(prompt.image), "caption": prompt.caption}, quiet=True,
+            inputs={"prompt": fingerprint(prompt.image), "caption": prompt.caption}
+            | ({} if prompt.camera is None else {"elevation": prompt.camera.elevation}), quiet=True,
         )  # fmt: skip
 
 

@@ -131,6 +131,8 @@ class GsoOptions(BenchmarkOptions):
     placement: Literal["auto", "as-is", "box"] = "auto"
     """Compare results as they are in the frame of the renders, as published tables do, or give them the scan's bounding
     box; auto: as they are for --results, the box for a method of this package, which has a frame of its own."""
+    given: bool = False
+    """Tell the method that the input was taken from 30 degrees above the horizon (usd; without, it estimates that)."""
     out: Path = Path("gso.json")
     """The figures; everything behind them is kept in a folder of the same name beside it."""
     objects: tuple[str, ...] = ()

@@ -30,7 +30,7 @@ from maquette.evaluation.gso import (
 )
 from maquette.evaluation.object_record import ObjectRecord, Record
 from maquette.evaluation.quality import bootstrap_interval
-from maquette.images import Prompt, save_image, sheet
+from maquette.images import CameraEstimate, Prompt, save_image, sheet
 from maquette.run import file_sha256
 from maquette.run.files import write_json
 
@@ -49,6 +49,9 @@ class GsoBenchmark:
     placement: Placement = "as-is"
     """Where results are compared: "as-is" in the frame of the renders, as the scripts do, or moved and scaled to the
     bounding box of the scan, for methods with a frame of their own."""
+    told: bool = False
+    """Tell the method the elevation of view 0, as released methods of fixed cameras are told it; otherwise it guesses.
+    Its azimuth is never told, but that view faces +x, so that only methods whose front is the input's may be told."""
     seed: int = 0
     """Of the intervals."""
 
@@ -95,7 +98,7 @@ def evaluate_gso(
     pictures = "published" if renders is not None else "rendered here, unlit"
     settings = {
         "kind": "gso", "protocol": config.protocol, "placement": config.placement, "seed": config.seed,
-        "pictures": pictures, "method": source,
+        "pictures": pictures, "told": config.told, "method": source,
     }  # fmt: skip
     failures: dict[str, str] = {}
     with Record.open(Path(out), settings, overwrite=overwrite) as record:
@@ -161,7 +164,8 @@ def _measure(
     seconds = {} if before is None or "seconds" not in before else {"seconds": before["seconds"]}
     if reconstruct is not None and before is None:
         began = time.perf_counter()
-        reconstruct(Prompt(truth.prompt), one.run).save(answer)
+        told = CameraEstimate(0.0, config.protocol.elevation, 1.0, 0.0, True) if config.told else None
+        reconstruct(Prompt(truth.prompt, camera=told), one.run).save(answer)
         seconds = {"seconds": time.perf_counter() - began}
     mesh = read_upright(answer)
     figures = truth.score(mesh, config.placement, lpips)

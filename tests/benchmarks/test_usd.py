@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,10 @@ def test_sweeps_change_one_thing_each():
     alone = made["reference score alone"], made["squared errors alone"], made["neither"]
     assert [(c.reference is None, c.prompt_view is None) for c in alone] == [(False, True), (True, False), (True, True)]
     assert made["squared errors alone"].prompt_view.measure == "l2"
+    both = made["score and errors"]
+    assert both.reference is not None and both.prompt_view == made["squared errors alone"].prompt_view
+    assert not any(c.paint_prompt for c in (both, *alone)), "the picture itself would hide what the field learned"
+    assert made["surface reference"] == replace(BASE, surface_reference=replace(BASE.reference, every=10))
 
 
 @pytest.fixture

@@ -205,6 +205,14 @@ def test_the_report_holds_every_object_and_the_protocol(scans, tmp_path):
     assert out.with_suffix(".png").is_file()
 
 
+def test_a_method_may_be_told_the_elevation_and_nothing_else_of_the_camera(scans, tmp_path):
+    method = Method()
+    report = evaluate_gso(scans, replace(SETTINGS, told=True), reconstruct=method, out=tmp_path / "gso.json")
+    assert report["told"] is True
+    for prompt in method.prompts:
+        assert prompt.camera.elevation == FEW.elevation and prompt.camera.azimuth == 0 and prompt.camera.reliable
+
+
 def test_it_goes_on_where_it_was_and_measures_nothing_twice(scans, tmp_path):
     out, method = tmp_path / "gso.json", Method(interrupt=[2])
     with pytest.raises(KeyboardInterrupt):
@@ -297,5 +305,8 @@ def test_the_command_measures_meshes_that_are_there(scans, tmp_path, capsys):
     assert report["mean"]["volume_iou"] == 1 and "1 objects, 0 failures" in capsys.readouterr().out
     with pytest.raises(UserError, match="placement"):
         evaluate.run([*words, "--placement", "box"])
+    for others in (words, ["gso", str(scans), "--method", "imagedream", "--objects", "bell"]):
+        with pytest.raises(UserError, match="--given tells usd the elevation"):
+            evaluate.run([*others, "--given", "--out", str(tmp_path / "given.json")])
     with pytest.raises(UserError, match="no weights at"):
         evaluate.run([*words, "--lpips", str(tmp_path / "vgg.pth"), str(tmp_path / "heads.pth")])
