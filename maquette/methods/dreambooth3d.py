@@ -448,8 +448,9 @@ def nano(quality: Literal["draft", "default", "high"] = "default") -> Config:
         pseudo_views=PseudoViews(
             elevations=(5.0, 15.0, 30.0), fovy=40.0, distance=distance, size=64,
             # The small encoder tells neither likeness nor sides well enough to refuse by it; it only takes the better.
+            # What such a network does to any picture, grain on the white and lost edges, cancels in the residual.
             translate=TranslateConfig(strength=0.5, sampling=quick, candidates=2, retries=1, min_mask_iou=0.4,
-                                      keep_likeness=False, refuse_fronts=False),
+                                      keep_likeness=False, refuse_fronts=False, residual=True),
         ),
         multiview=MultiviewConfig(personal=replace(learning, steps=learning_steps // 2, keep=())),
         reconstruction=WeakConfig(resolution=Constant(32), count=2),
