@@ -47,6 +47,7 @@ class Group:
 
 
 PAPER = "--outlines none --warm-start none --keep-views none --paint-views none --prompt-view none"
+CENTRES = "--warm-start.photometric.no-between --keep-views.no-between --prompt-view.photometric.no-between"
 GROUPS = {
     "controllers": Group(
         "views",
@@ -87,6 +88,8 @@ GROUPS = {
             Row("not held to its outline", "--prompt-view.no-outline"),
             Row("pits left open", "--mesh.no-fill-pits"),
             Row("no blur", "--mesh.blur 0"),
+            Row("rays through pixel centres", CENTRES),
+            Row("no total variation", "--warm-start.fit.total-variation.value 0 --fit.total-variation.value 0"),
             Row("the whole cube", "--scene.field.radius 2"),
             Row("none, as in the paper", PAPER),
         ),
