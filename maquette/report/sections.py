@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 from maquette.meshing.quality import MeshQuality
 from maquette.report import words
+from maquette.report.additions import METHODS, Part, added, left_out
 from maquette.report.drawings import draw_curve, draw_viewpoint, number
 from maquette.report.markup import asset_text, flatten, folded, paragraphs, section, table
 from maquette.report.record import RunRecord, StageRecord
@@ -166,26 +167,32 @@ def _stage_item(stage: StageRecord, longest: float) -> str:
 
 
 def _additions(run: RunRecord) -> str:
-    known = [name for name in words.ADDITIONS if name in run.config]
-    if not known:
+    if run.method not in METHODS:
         return ""
+    more, less = added(run.method, run.config), left_out(run.method, run.config)
     method = words.METHODS.get(run.method, "the method")
-    used = [name for name in known if run.config[name] is not None]
-    if not used:
+    if not more and not less:
         return f"<h3>Not in the paper</h3>{paragraphs(f'Nothing: this run does what the paper of {method} describes.')}"
     camera = run.last("azimuth", "elevation", "reliable")
-    items = ""
-    for name in used:
-        title, sentence = words.ADDITIONS[name]
-        # An elevation that is not reliable is replaced; only a camera that was located decides about this.
-        located = camera if camera is not None and camera.get("event") != "elevation" else None
-        if name == "prompt_view" and located is not None and not located["reliable"]:
-            sentence += " Switched off in this run: the viewpoint was not reliable."
-        items += f"<li><b>{escape(title)}</b> <code>{escape(name)}</code><br>{escape(sentence)}</li>"
-    intro = paragraphs(
-        "A small prior needs help. These steps were added to the paper's method; the paper preset has none of them."
-    )
-    return f'<h3>Not in the paper</h3>{intro}<ul class="additions">{items}</ul>'
+    # An elevation that is not reliable is replaced; only a camera that was located decides about this.
+    located = camera if camera is not None and camera.get("event") != "elevation" else None
+    items = []
+    for name, part in more:
+        unused = name == "prompt_view" and located is not None and not located["reliable"]
+        items.append((name, part, " Switched off in this run: the viewpoint was not reliable." if unused else ""))
+    intro = "A small prior needs help. These steps were added to the paper's method; the paper preset has none of them."
+    text = f"<h3>Not in the paper</h3>{paragraphs(intro)}{_parts(items)}" if more else ""
+    if less:
+        text += f"<h3>In the paper, left out here</h3>{_parts([(name, part, '') for name, part in less])}"
+    return text
+
+
+def _parts(items: Sequence[tuple[str, Part, str]]) -> str:
+    rows = [
+        f"<li><b>{escape(part.title)}</b> <code>{escape(name)}</code><br>{escape(part.sentence + more)}</li>"
+        for name, part, more in items
+    ]
+    return f'<ul class="additions">{"".join(rows)}</ul>'
 
 
 def _curves(run: RunRecord) -> str:

@@ -176,38 +176,6 @@ STAGE_STEPS = {
 }
 """Stage -> the setting that says how many steps it has."""
 
-ADDITIONS = {
-    "first_views": (
-        "Fields that begin with imagined views",
-        "The paper's fields begin empty. Here each is first fitted to four views that its own model imagines, from the "
-        "words or from one of the photos, and may be held to their outline afterwards.",
-    ),
-    "warm_start": (
-        "A first shape from the imagined views",
-        "The paper starts from an empty cloud. Here it is first fitted to the views that the prior imagined.",
-    ),
-    "keep_views": (
-        "Holding on to the imagined views",
-        "While the cloud is refined it is also asked to keep looking like these views; the paper asks only the prior.",
-    ),
-    "outlines": (
-        "Outlines of opposite views",
-        "An object casts one shadow from the front and from behind, and one from the left and from the right. What "
-        "only one of two opposite views covers is cut off in the views that are shown.",
-    ),
-    "paint_views": (
-        "Painting the imagined views onto the surface",
-        "The paper's colours are the cloud's own. Here the views that the prior imagined are painted over them.",
-    ),
-    "prompt_view": (
-        "Using the picture itself",
-        "Once its viewpoint is known, the object is asked to look like the picture from there, its surface is held to "
-        "the picture's outline, and the picture's own pixels are painted onto what they show. The paper does not know "
-        "the viewpoint.",
-    ),
-}
-"""Config field -> (name, explanation) of an objective that the method's paper does not have."""
-
 TARGETS = {
     "pseudo_views": "the painted views",
     "final_pseudo_views": "the painted views",

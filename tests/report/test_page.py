@@ -11,8 +11,10 @@ import pytest
 from finished_run import make_run
 
 from maquette.errors import UserError
+from maquette.methods import imagedream
 from maquette.report import write_report
 from maquette.report.words import STAGES
+from maquette.run.settings import plain
 
 
 class Outline(HTMLParser):
@@ -87,6 +89,8 @@ def test_it_explains_what_was_done(outline, reported):
         "one smooth colour",
         "It has no holes",
         "Not in the paper",
+        "Pits filled from above",
+        "In the paper, left out here",
         "Likeness to the imagined views",
         "Mismatch with the prior",
         "licence Apache-2.0",
@@ -160,11 +164,11 @@ def test_an_elevation_that_does_not_follow_is_said_to_be_unused(tmp_path):
 
 def test_the_paper_has_nothing_added(run_folder):
     config = json.loads((run_folder / "config.json").read_text())
-    added = ("outlines", "warm_start", "keep_views", "paint_views", "prompt_view")
-    config["config"] |= dict.fromkeys(added) | {"prior": "imagedream"}
+    config["config"] = plain(imagedream.paper())
     (run_folder / "config.json").write_text(json.dumps(config))
     text = Outline(write_report(run_folder).read_text()).text
     assert "Nothing: this run does what the paper of ImageDream describes." in text
+    assert "left out here" not in text
     assert "nano is a small prior" not in text
 
 
