@@ -9,14 +9,12 @@ bare GPU machine from packed renders.
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -27,6 +25,7 @@ from maquette.priors.codecs import SpaceToDepth
 from maquette.priors.hub import load_prior, save_prior
 from maquette.priors.nano.assembly import NanoConfig, build_nano
 from maquette.run.settings import plain
+from maquette.training.chunks import this_chunk, training_facts
 from maquette.training.data import PackedObjects
 from maquette.training.encoders import Encoders, EncoderTraining, train_encoders
 from maquette.training.loop import run_training
@@ -115,12 +114,11 @@ def train_nano(
     validate = None if val is None else Validation.of(PackedObjects.open(val), trainer).measure
     run_training(data, out, trainer, log, seconds=seconds, validate=validate)
     save_weights(out / "average.safetensors", trainer.average.state, {"step": str(trainer.step)})
-    measured = {
-        "seconds": round(time.monotonic() - started),
-        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} thread(s), {device}",
-        "torch": torch.__version__,
-    }
-    return package_nano(out, encoders, trainer.average.state, recipe, data, {"steps_done": trainer.step, **measured})
+    own = this_chunk(started, trainer.step, device, recipe.prior) | {
+        "front_prompts": recipe.prior.front_prompts, "front_share": recipe.prior.front_share,
+    }  # fmt: skip
+    facts = training_facts(initial, "scenes", trainer.step * recipe.prior.batch, own)
+    return package_nano(out, encoders, trainer.average.state, recipe, data, facts)
 
 
 def package_nano(
@@ -131,7 +129,7 @@ def package_nano(
     data: PackedObjects,
     facts: dict[str, Any],
 ) -> Card:
-    """Write `out/package`: half-precision weights and their card."""
+    """Write `out/package`: half-precision weights and their card, whose entry `training` is `facts`."""
     config = NanoConfig(
         codec=SpaceToDepth(recipe.prior.size, recipe.prior.unet.patch),
         network=recipe.prior.unet,
@@ -144,11 +142,13 @@ def package_nano(
     assert prior.image_encoder is not None
     prior.image_encoder.load_state_dict(encoders.image.state_dict())
     licences = sorted({meta["licence"] for meta in data.meta})
+    told = plain(recipe)
+    told["prior"]["unet"] = "see config"
     card = {
         "name": "nano",
         "licence": "Apache-2.0",
         "training_objects": {"count": len(data), "licences": licences},
-        "recipe": plain(replace(recipe, prior=replace(recipe.prior, unet=UNetConfig()))) | {"network": "see config"},
+        "recipe": told,
         "training": facts,
     }
     return save_prior(out / "package", prior, config, card)

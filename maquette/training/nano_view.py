@@ -7,14 +7,12 @@ did in the paper.
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from maquette.diffusion.unet import UNetConfig
@@ -25,6 +23,7 @@ from maquette.priors.hub import load_prior, load_view_prior, save_prior
 from maquette.priors.nano.encoders import NanoImageEncoder
 from maquette.priors.nano.novel_view import NanoViewConfig, build_nano_view, view_parts
 from maquette.run.settings import plain
+from maquette.training.chunks import this_chunk, training_facts
 from maquette.training.data import PackedObjects
 from maquette.training.loop import run_training
 from maquette.training.novel_view import NovelViewTrainer, NovelViewTraining
@@ -69,13 +68,12 @@ def train_nano_view(
         "licence": "Apache-2.0",
         "training_objects": {"count": len(data), "licences": sorted({meta["licence"] for meta in data.meta})},
         "recipe": plain(replace(recipe, unet=UNetConfig())) | {"unet": "see config"},
-        "training": {
-            "steps_done": trainer.step,
-            "pairs": trainer.step * recipe.batch,
-            "seconds": round(time.monotonic() - started),
-            "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} thread(s), {device}",
-            "torch": torch.__version__,
-        },
+        "training": training_facts(
+            initial,
+            "pairs",
+            trainer.step * recipe.batch,
+            this_chunk(started, trainer.step, device, recipe) | {"same": recipe.same, "turned": recipe.turned},
+        ),
     }
     return save_prior(out / "package", prior, config, card)
 

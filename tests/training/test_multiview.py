@@ -160,6 +160,13 @@ def test_the_recipe_ends_in_a_package_that_loads(packed: Path, tmp_path: Path) -
     more = train_nano(packed, tmp_path / "next", recipe, log=entries.append, initial=tmp_path / "out")
     assert more.sha256 != card.sha256
     from_package = train_nano(packed, tmp_path / "last", recipe, log=entries.append, initial=card.path.parent)
+    # The card tells every chunk, and nothing of a network that the weights do not have.
+    assert card.values["recipe"]["prior"]["unet"] == "see config" and card.values["training"]["scenes"] == 4
+    for next_one in (more, from_package):
+        training = next_one.values["training"]
+        assert [chunk["from"] for chunk in training["chunks"]] == ["new weights", "average"]
+        assert (training["steps"], training["scenes"]) == (4, 8)
+        assert training["seconds"] == sum(chunk["seconds"] for chunk in training["chunks"])
     ours = load_prior("nano", from_package.path.parent)
     assert torch.equal(
         ours.text_encoder.state_dict()["token_embedding.weight"],

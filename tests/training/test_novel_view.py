@@ -98,6 +98,8 @@ def test_the_recipe_ends_in_a_package_that_loads_and_goes_on(packed: Path, tmp_p
     for start in (tmp_path / "out", card.path.parent):
         more = train_nano_view(packed, tmp_path / f"from_{start.name}", tiny(1), initial=start, log=entries.append)
         assert more.sha256 != card.sha256
+        assert [chunk["steps"] for chunk in more.values["training"]["chunks"]] == [2, 1]
+        assert more.values["training"]["pairs"] == 3 * tiny(1).batch
     with pytest.raises(UserError, match="nano-multiview"):
         load_prior("nano-zero123", card.path.parent)
     with pytest.raises(UserError, match="no trainer.safetensors or card.json"):
