@@ -32,6 +32,8 @@ PRESETS: tuple[tuple[str, str, str], ...] = (
     ("sampling.eta", "not stated", "0"),
     ("sampling.spacing", "not stated", "every 20th step, plus one"),
     ("sampling.unconditional", "trained with a flat colour", "zeros"),
+    ("view_words.negative", "not stated", "the demo's, the same"),
+    ("view_words.suffix", "not stated", "the demo's, the same"),
     ("view_elevation", "5 (all results shown)", "5, fixed in the demo"),
     ("background", "not stated", "one random grey"),
     ("guidance.form", "x0", "x0"),
@@ -39,6 +41,7 @@ PRESETS: tuple[tuple[str, str, str], ...] = (
     ("guidance.rescale", "not mentioned", "0.2"),
     ("guidance.alignment", "the render's background", "its brightness only"),
     ("guidance.sample_posterior", "not stated", "yes"),
+    ("words.negative", "not mentioned", "the configuration's, the same"),
     ("distillation.noise_range.low", "not mentioned", "0.98 → 0.02 over 8000 steps"),
     ("distillation.noise_range.high", "not mentioned", "0.98 → 0.5 over 8000 steps"),
     ("cameras.elevation", "0 to 5", "0 to 5"),
@@ -211,6 +214,10 @@ def shown(value: Any) -> str:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if value == "":
+        return "none"
+    if isinstance(value, str) and len(value.split()) > 6:
+        return f'"{" ".join(value.split()[:3])} …"'
     if isinstance(value, Constant):
         return shown(value.value)
     if isinstance(value, Linear):

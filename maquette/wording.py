@@ -10,15 +10,47 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from maquette.cameras import Cameras
 from maquette.errors import UserError
 
 SUBJECT = "[v]"
 """Stands for the person's own subject in a caption; a prior knows which of its words that is."""
+NEGATIVE = (
+    "ugly, bad anatomy, blurry, pixelated obscure, unnatural colors, poor lighting, dull, and unclear, cropped, "
+    "lowres, low quality, artifacts, duplicate, morbid, mutilated, poorly drawn face, deformed, dehydrated, "
+    "bad proportions"
+)
+"""What MVDream's and ImageDream's released configurations keep away from in the distillation."""
+DEMO_NEGATIVE = (
+    "uniform low no texture ugly, boring, bad anatomy, blurry, pixelated,  obscure, unnatural colors, poor lighting, "
+    "dull, and unclear."
+)
+"""What ImageDream's released demo keeps away from when it draws views."""
+SUFFIX = ", 3d asset"
+"""What both released scripts append to the words for views; training appended it to captions of 3D objects."""
 VIEWS = ("front", "side", "back", "overhead")
 OVERHEAD_ABOVE = 60.0
 FRONT_WITHIN = 45.0
+
+
+@dataclass(frozen=True)
+class Additional:
+    """Words beside a person's own."""
+
+    negative: str = ""
+    """What to keep away from, where the person names nothing."""
+    suffix: str = ""
+    """Appended to the caption."""
+
+    def join(self, caption: str, negative: str) -> tuple[str, str]:
+        """(caption, negative text) for the prior. A suffix to no words at all loses its comma.
+
+        >>> Additional("blurry", ", 3d asset").join("a cup", "")
+        ('a cup, 3d asset', 'blurry')
+        """
+        return (caption + self.suffix).removeprefix(", "), negative or self.negative
 
 
 def view_word(azimuth: float, elevation: float) -> str:

@@ -6,9 +6,22 @@ import pytest
 
 from maquette.cameras import orbit
 from maquette.errors import UserError
+from maquette.images import Prompt
+from maquette.methods import imagedream, text, views
 from maquette.priors.nano.vocabulary import PLACEHOLDERS, UNKNOWN, unknown_words, word_index
 from maquette.training.data import view_words
-from maquette.wording import SUBJECT, VIEWS, require_subject, view_captions, view_word, with_view, without_subject
+from maquette.wording import (
+    DEMO_NEGATIVE,
+    NEGATIVE,
+    SUBJECT,
+    VIEWS,
+    Additional,
+    require_subject,
+    view_captions,
+    view_word,
+    with_view,
+    without_subject,
+)
 
 
 def test_the_words_are_those_of_the_training():
@@ -35,3 +48,29 @@ def test_the_placeholder():
     require_subject("a photo of a [V] dog")
     with pytest.raises(UserError, match=r'"a dog asleep" does not say where the subject is: write \[v\]'):
         require_subject("a dog asleep")
+
+
+def test_the_released_words_go_with_the_published_prior_alone():
+    paper, nano = imagedream.paper(), imagedream.nano()
+    cup, own = Prompt(None, "a cup"), Prompt(None, "a cup", negative="blue")
+    assert imagedream.worded(cup, paper.words) == Prompt(None, "a cup", NEGATIVE)
+    assert imagedream.worded(cup, paper.view_words) == Prompt(None, "a cup, 3d asset", DEMO_NEGATIVE)
+    assert imagedream.worded(own, paper.view_words).negative == "blue", "what a person names comes first"
+    assert imagedream.worded(Prompt(None), paper.view_words).caption == "3d asset"
+    assert imagedream.worded(own, nano.words) == own == imagedream.worded(own, nano.view_words)
+    assert NEGATIVE.startswith("ugly, bad anatomy") and NEGATIVE.endswith("bad proportions")
+    assert DEMO_NEGATIVE.startswith("uniform low no texture") and text.mvdream().negative == NEGATIVE
+
+
+@pytest.mark.parametrize(
+    ("prior", "words"),
+    [
+        ("nano", Additional()),
+        ("imagedream", Additional(DEMO_NEGATIVE, ", 3d asset")),
+        ("mvdream", Additional("", ", 3d asset")),
+        ("zero123-xl", Additional()),
+        ("nano-zero123", Additional()),
+    ],
+)
+def test_every_prior_is_asked_for_views_in_its_own_words(prior, words):
+    assert views.configure("nano", "draft", prior).view_words == words

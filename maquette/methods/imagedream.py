@@ -4,8 +4,9 @@ One picture and a caption become four canonical views by multi-view diffusion wi
 3.3), and a radiance field by image-prompt score distillation (section 3.4); a textured mesh is made of it. `paper()`
 holds the numbers of the paper and of its released configuration. `nano()` adds things that the paper does not have,
 because its prior is small: the field starts from a fit of the sampled views (`warm_start`), these are painted onto the
-surface (`paint_views`), the field keeps the prompt's own view (`prompt_view`), and the prompt's pixels are painted over
-the others (`projection`). Each is a field of the config, switched off in the paper's preset.
+surface (`paint_views`), the field keeps the prompt's own view, whose pixels are painted over the others
+(`prompt_view`), and the views that are handed out share outlines (`outlines`). Each is a field of the config, switched
+off in the paper's preset; `report/additions.py` has the whole list.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ from maquette.stages.objectives import (
 from maquette.stages.outlines import OutlineConfig, agreed_outlines
 from maquette.stages.regularizers import Regularizers
 from maquette.stages.surface import make_mesh
+from maquette.wording import DEMO_NEGATIVE, NEGATIVE, SUFFIX, Additional
 
 CITATION = (
     "Peng Wang and Yichun Shi. ImageDream: Image-Prompt Multi-view Diffusion for 3D Generation. arXiv:2312.02201, 2023."
@@ -105,11 +107,15 @@ class Config:
     """Behind the sampled views: the colour that differs most from the object, or a fixed one."""
     sampling: SamplingConfig = SamplingConfig()
     """Diffusion sampling of the canonical views."""
+    view_words: Additional = Additional(DEMO_NEGATIVE, SUFFIX)
+    """Words for the canonical views, beside the prompt's own; the defaults are those of the released demo."""
     outlines: OutlineConfig | None = None
     """Cut off what one of two opposite views alone covers, in the views that are handed out; the field is fitted to
     them as they were drawn (nano only)."""
     guidance: ReconConfig = ReconConfig()
     """Image-prompt score distillation."""
+    words: Additional = Additional(NEGATIVE)
+    """Words for the distillation, beside the prompt's own; the default is that of the released configuration."""
     cameras: OrbitSampler = OrbitSampler()
     """Cameras of the distillation ("camera alignment")."""
     distillation: DistillationConfig = DistillationConfig()
@@ -169,6 +175,9 @@ def nano(quality: Literal["draft", "default", "high"] = "default") -> Config:
             spacing="exact",
             clip=True,
         ),
+        # Words that nano was not taught.
+        view_words=Additional(),
+        words=Additional(),
         # 0.36 dB more on 24 val objects, as pictures; objects from fields fitted to views so cut had 0.9 dB less (three
         # others, 13.3 against 14.1).
         outlines=OutlineConfig(),
@@ -237,7 +246,7 @@ def imagedream(prompt: Prompt, config: Config, run: Run) -> Asset:
     others = other_views(join_views(views), located)
 
     # Section 3.4: image-prompt score distillation, with background and camera alignment.
-    guidance = ReconGuidance(prior, replace(prompt, cutout=None), config.guidance)
+    guidance = ReconGuidance(prior, worded(replace(prompt, cutout=None), config.words), config.guidance)
     objectives: list[Distillation | Photometric] = [Distillation(guidance, config.cameras, config.distillation)]
     if config.keep_views:
         objectives.append(Photometric(others, config.keep_views, name="views"))
@@ -263,7 +272,7 @@ def prior_of(config: Config, run: Run) -> MultiViewPrior:
 
 def canonical_views(prior: Prior, prompt: Prompt, config: Config, run: Run) -> list[Views]:
     """Section 3.1: the canonical views, whatever the viewpoint of the prompt; one set of four a ring."""
-    condition = prior.condition(prompt, background_colour(prompt, config))
+    condition = prior.condition(worded(prompt, config.view_words), background_colour(prompt, config))
     size = prior.codec.image_size
     return [
         run.stage("views" if ring == 0 else f"views_{ring}", sample_views, prior, condition,
@@ -332,6 +341,12 @@ def join_views(rings: list[Views]) -> Views:
         torch.cat(masks) if len(masks) == len(rings) else None,
         Cameras.cat([views.cameras for views in rings]),
     )
+
+
+def worded(prompt: Prompt, words: Additional) -> Prompt:
+    """The prompt with further words."""
+    caption, negative = words.join(prompt.caption, prompt.negative)
+    return replace(prompt, caption=caption, negative=negative)
 
 
 def background_colour(prompt: Prompt, config: Config) -> torch.Tensor:

@@ -55,15 +55,10 @@ from maquette.stages.recovery import RecoveryConfig
 from maquette.stages.refine import Renderings, render_around
 from maquette.stages.regularizers import Regularizers
 from maquette.stages.surface import make_mesh, paint_mesh
+from maquette.wording import NEGATIVE, SUFFIX
 
 MVDREAM = "Yichun Shi et al. MVDream: Multi-view Diffusion for 3D Generation. arXiv:2308.16512, 2023."
 DREAMFUSION = "Ben Poole et al. DreamFusion: Text-to-3D using 2D Diffusion. arXiv:2209.14988, 2022."
-NEGATIVE = (
-    "ugly, bad anatomy, blurry, pixelated obscure, unnatural colors, poor lighting, dull, and unclear, cropped, "
-    "lowres, low quality, artifacts, duplicate, morbid, mutilated, poorly drawn face, deformed, dehydrated, "
-    "bad proportions"
-)
-"""Of MVDream's released configuration."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +69,7 @@ class FirstViews:
     """Diffusion sampling; the defaults are those of MVDream's released script."""
     frames: tuple[tuple[float, float, float], ...] = ()
     """Background colours to hold along the borders, tried in order until the object shows (nano only)."""
-    suffix: str = ", 3d asset"
+    suffix: str = SUFFIX
     """Appended to the words for these views alone."""
     elevation: float = 15.0
     """Degrees above the horizon."""

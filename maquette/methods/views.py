@@ -33,6 +33,7 @@ from maquette.stages.look import (
 )
 from maquette.stages.novel import sample_novel_views
 from maquette.stages.outlines import OutlineConfig, agreed_outlines
+from maquette.wording import Additional
 
 ZERO123 = "Ruoshi Liu et al. Zero-1-to-3: Zero-shot One Image to 3D Object. arXiv:2303.11328, 2023."
 STEEP = 75.0
@@ -63,6 +64,8 @@ class Config:
     """Behind the views: the colour that differs most from the object, or a fixed one; novel-view priors know white."""
     sampling: SamplingConfig = SamplingConfig()
     """Diffusion sampling."""
+    view_words: Additional = Additional()
+    """Words beside the prompt's own."""
     outlines: OutlineConfig | None = None
     """Cut off what one of two opposite views alone covers (nano only)."""
     free: str | None = None
@@ -87,7 +90,10 @@ class Config:
             angles_of(name, 0.0)
 
 
-NAMES = ("prior", "weights", "control", "image_weight", "view_elevation", "fovy", "background", "sampling", "outlines")
+NAMES = (
+    "prior", "weights", "control", "image_weight", "view_elevation", "fovy", "background", "sampling", "view_words",
+    "outlines",
+)  # fmt: skip
 """Settings that are ImageDream's own."""
 
 
@@ -100,13 +106,16 @@ def configure(preset: str, quality: str, prior: str | None = None) -> Config:
         if prior != "nano":
             control = MULTI_VIEW_MODELS[prior]().use.control
             config = replace(config, control=control, sampling=SamplingConfig(), outlines=None)
+            config = replace(config, view_words=imagedream.Config().view_words)
         if prior in WORDS_ALONE:
             first = text.FirstViews()
             config = replace(config, sampling=first.sampling, view_elevation=first.elevation, fovy=first.fovy)
+            config = replace(config, view_words=Additional(suffix=first.suffix))
     elif prior in ZERO123_MODELS:
         config = replace(config, sampling=SamplingConfig(guidance_scale=3.0, eta=1.0), background="white")
+        config = replace(config, view_words=Additional())
     else:  # a package, by its name the embedded novel-view prior's
-        config = replace(config, background="white")
+        config = replace(config, background="white", view_words=Additional())
     return replace(config, prior=prior)
 
 
@@ -148,12 +157,11 @@ def canonical_views(prompt: Prompt, start: Views | None, config: Config, run: Ru
     first, order = ring_of(config)
     size = prior.codec.image_size
     cameras = orbit(4, elevation=config.view_elevation, azimuth=first, fovy=config.fovy, height=size, width=size)
+    prompt = imagedream.worded(prompt, config.view_words)
     frames: tuple[tuple[float, float, float], ...] = ()
     if prompt.image is None or config.prior in WORDS_ALONE:
         prompt = replace(prompt, image=None)
         frames = () if prior.codec.stochastic else text.nano().first_views.frames  # type: ignore[union-attr]
-        if config.prior in WORDS_ALONE:
-            prompt = replace(prompt, caption=prompt.caption + text.FirstViews().suffix)
         if start is None:
             return [
                 views[order]

@@ -10,10 +10,12 @@ import torch
 
 from maquette.errors import UserError
 from maquette.images import Prompt, Views
-from maquette.methods import views
+from maquette.methods import imagedream, views
 from maquette.priors.hub import save_prior
+from maquette.priors.multiview import MultiViewPrior
 from maquette.run import Run
 from maquette.stages.look import SamplingConfig, view_names
+from maquette.wording import Additional
 from tests.priors.tiny import (
     prompt,
     tiny_config,
@@ -136,3 +138,26 @@ def test_single_images_are_no_views(tmp_path):
         draw(views.configure("nano", "draft", "sd"), tmp_path / "run")
     with pytest.raises(UserError, match="there is no prior 'nanno'"):
         draw(views.configure("nano", "draft", "nanno"), tmp_path / "other")
+
+
+def test_views_are_asked_for_with_further_words(tmp_path, weights, monkeypatch):
+    asked = []
+    true_condition = MultiViewPrior.condition
+
+    def remember(self, prompt, *rest):
+        asked.append((prompt.caption, prompt.negative))
+        return true_condition(self, prompt, *rest)
+
+    monkeypatch.setattr(MultiViewPrior, "condition", remember)
+    config = config_of(weights, "nano", view_words=Additional("a lamp", ", 3d asset"))
+    silent = replace(prompt(), negative="")
+    draw(config, tmp_path / "picture", silent)
+    assert asked[-1] == (prompt().caption + ", 3d asset", "a lamp")
+    draw(config, tmp_path / "words", WORDS)
+    assert asked[-1] == ("a wooden barrel, 3d asset", "a lamp")
+    method = replace(imagedream.nano("draft"), weights=weights / "nano", sampling=QUICK)
+    with Run.open(tmp_path / "method", config=method, quiet=True) as run:
+        for words in (Additional(), Additional("a lamp", ", 3d asset")):
+            told = replace(method, view_words=words)
+            imagedream.canonical_views(imagedream.prior_of(told, run), silent, told, run)
+            assert asked[-1] == (prompt().caption + words.suffix, words.negative)

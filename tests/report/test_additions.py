@@ -28,7 +28,7 @@ SCALES = (
     "*.clip", "*.eta", "*.frame", "*.sampler", "*.orientation_per", "*.shading.soft", "*.background", "*.levels",
     "*.measure", "*.mask_measure", "*.curvature", "mesh.threshold",
     # How photos are read and words are put, and tests that a small encoder cannot make.
-    "photos.*", "*.keep_likeness", "*.refuse_fronts", "*.matting", "*.weighting",
+    "view_words.*", "words.*", "photos.*", "*.keep_likeness", "*.refuse_fronts", "*.matting", "*.weighting",
 )  # fmt: skip
 
 
