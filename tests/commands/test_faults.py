@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from maquette.priors.hub import save_prior
-from tests.support.killing import lines_of, wait_for_lines
+from tests.support.killing import kill_at, lines_of, wait_for_lines
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
@@ -23,6 +23,11 @@ SETTINGS = (
     "--quality draft --sampling.steps 2 --steps 4 --prompt-view none --mesh.resolution 16 --mesh.texture-size 64 "
     "--fit.checkpoint-seconds 0 --warm-start.fit.checkpoint-seconds 0"
 ).split()
+OWN = (
+    "--quality draft --sampling.draws 4 --warm-start.fit.steps 30 --steps 8 --mesh.resolution 32 "
+    "--mesh.texture-size 64 --fit.checkpoint-seconds 0 --warm-start.fit.checkpoint-seconds 0"
+).split()
+"""nano's own settings, with little of everything; nothing is switched off."""
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals and limits")
 
@@ -43,8 +48,12 @@ def place(tmp_path_factory):
 
 
 def start(place, out, *words, limit=None, threads=1):
-    command = [sys.executable, "-m", "maquette", "imagedream", str(place / "kite.png"), "--out", str(out)]
-    command += [*SETTINGS, "--weights", str(place / "weights"), *words]
+    settings = [*SETTINGS, "--weights", str(place / "weights"), *words]
+    return launch(place / "kite.png", out, *settings, limit=limit, threads=threads)
+
+
+def launch(picture, out, *words, limit=None, threads=1):
+    command = [sys.executable, "-m", "maquette", "imagedream", str(picture), "--out", str(out), *words]
     prefix = ["bash", "-c", f'ulimit -v {limit} && exec "$@"', "bash"] if limit else []
     return subprocess.Popen(
         [*prefix, *command],
@@ -94,6 +103,23 @@ def test_killed_three_times_and_interrupted_once_the_asset_has_the_same_bytes(tm
     assert resumed  # or every kill fell between two stages, and the checkpoints were not tested
     assert not [path for path in folder.rglob(".*") if path.name != ".lock"]
     assert (folder / "report.html").exists() and not (folder / "preview.webp").exists()
+
+
+def test_killed_with_nanos_own_settings_the_asset_has_the_same_bytes(tmp_path):
+    """The shipped prior knows its own picture again, so that matching, outline and painting are on, and are killed."""
+    picture = REPOSITORY / "examples" / "images" / "lantern.png"
+    whole = launch(picture, tmp_path / "whole", *OWN)
+    folder, log = tmp_path / "broken", tmp_path / "broken" / "log.jsonl"
+    dice = random.Random(1)
+    for _ in range(3):
+        kill_at(launch(picture, folder, *OWN), log, lines_of(log) + dice.randint(3, 12))
+    for process in (whole, launch(picture, folder, *OWN)):
+        code, error = finish(process)
+        assert code == 0, error
+    assert (folder / "asset.glb").read_bytes() == (tmp_path / "whole" / "asset.glb").read_bytes()
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [entry["reliable"] for entry in entries if entry.get("stage") == "match" and "reliable" in entry][-1]
+    assert any("prompt_view.loss" in entry for entry in entries), "the picture took no part"
 
 
 def test_two_threads_give_the_same_bytes_every_time(tmp_path, place):
