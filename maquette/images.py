@@ -223,7 +223,8 @@ def read_prompt(
     The mask comes from `mask` (an image file whose bright, or opaque, part is the object), else as `matting` says:
 
     - "auto": the alpha channel if it is used; else "plain" if the picture's border has one smooth colour; else "photo"
-    - "alpha"; "plain", a border-colour key; "photo", GrabCut seeded from the border; "rembg", that network if installed
+    - "alpha"; "plain", a border-colour key; "photo", GrabCut seeded from the border
+    - "rembg", that network, if its package is installed; it is fetched when it is first used
 
     The longer side of the object's bounding box then takes 1 - 2 `margin` of the square. `crop=False` keeps the
     picture's own framing and only pads it to a square. `Prompt.cutout` says what was done and what looks doubtful.

@@ -14,14 +14,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cache
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from maquette.errors import UserError
+from maquette.errors import RunFailed, UserError
 
 Matting = Literal["auto", "alpha", "plain", "photo", "rembg"]
+REMBG = "u2net"
+"""Which of rembg's networks is asked (Apache-2.0): the one that newer versions of rembg take by themselves may not be
+used commercially.
+"""
 Pixels = NDArray[Any]
 Mask = NDArray[np.bool_]
 
@@ -41,9 +46,11 @@ class CutOut:
 def cut_out(pixels: Pixels, method: Matting = "auto", *, name: str = "the image") -> tuple[Pixels, Pixels, CutOut]:
     """Straight colours [H, W, 3], coverage [H, W] and an account of it, for a picture [H, W, 3 or 4].
 
-    Raises UserError where no object can be told from a background.
+    "auto" never takes rembg, installed or not: a result must not depend on which other packages there are, and rembg
+    fetches its network when it is first used. Raises UserError where no object can be told from a background, or where
+    rembg is asked for and missing; RunFailed where it cannot load its network.
     """
-    if method not in ("auto", "alpha", "plain", "photo", "rembg"):
+    if method not in get_args(Matting):
         raise UserError(f"matting is auto, alpha, plain, photo or rembg, got {method!r}")
     lowest = float(pixels[..., 3].min()) if pixels.shape[-1] == 4 else 1.0
     if method == "alpha" and lowest == 1:
@@ -75,7 +82,7 @@ def cut_out(pixels: Pixels, method: Matting = "auto", *, name: str = "the image"
         if agreement < 0.7:
             warnings.append(
                 f"the object is hard to tell from this background (attempts agree in {agreement:.0%} of it); "
-                "look at the cut-out, and give a mask if it is wrong"
+                "look at the cut-out, and give a mask or another matting if it is wrong"
             )
         alpha = soften(rgb, solid)
     if not solid.any():
@@ -106,15 +113,28 @@ def _account(method: str, alpha: Pixels, name: str = "the image", warnings: list
 
 
 def _rembg(rgb: Pixels) -> Pixels:
-    """Coverage by the rembg network; its own package decides where its weights come from."""
+    """Coverage by the rembg network."""
     try:
         import rembg
-    except ImportError:
+    except (ImportError, SystemExit):  # without an engine for its networks, importing it ends the process
         raise UserError(
-            "matting rembg needs the rembg package; install `maquette[matting]`, or choose another matting"
+            "matting rembg needs the rembg package: pip install 'maquette[matting]', or choose another matting"
         ) from None
-    mask = rembg.remove((rgb * 255).round().astype(np.uint8), only_mask=True)
+    session = _rembg_session(rembg)
+    mask = rembg.remove((rgb * 255).round().astype(np.uint8), session=session, only_mask=True)
     return (np.asarray(mask, dtype=np.float32) / 255).reshape(rgb.shape[:2])
+
+
+@cache
+def _rembg_session(rembg: Any) -> Any:
+    """The loaded network, which its package fetches where it is not on the disk yet."""
+    try:
+        return rembg.new_session(REMBG)
+    except Exception as error:  # whatever its downloader or its engine raises
+        raise RunFailed(
+            f"rembg cannot load its network {REMBG} ({type(error).__name__}: {error}), which it fetches once, 176 MB; "
+            "try again with a network connection, or choose another matting"
+        ) from error
 
 
 # Plain backgrounds

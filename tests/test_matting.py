@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 import sys
-from types import SimpleNamespace
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from maquette.errors import UserError
+from maquette.errors import RunFailed, UserError
 from maquette.images import ImagePrompt, read_image, read_prompt
 from maquette.matting import (
     Backdrop,
@@ -279,23 +279,52 @@ def test_plain_can_be_insisted_on_but_must_find_something():
         cut_out(noise.astype(np.float32), "plain")
 
 
-def test_rembg_is_used_when_asked_for(monkeypatch):
-    asked = []
+def rembg_package(new_session):
+    """The part of the rembg package that is used."""
+    package = ModuleType("rembg")
+    package.new_session = new_session
+    package.remove = lambda image, session, only_mask: session(image, only_mask)
+    return package
 
-    def remove(image, only_mask):
+
+def test_rembg_is_used_when_asked_for(monkeypatch):
+    asked, loaded = [], []
+
+    def network(image, only_mask):
         asked.append((image.dtype, only_mask))
         return (disc() * 255).astype(np.uint8)
 
-    monkeypatch.setitem(sys.modules, "rembg", SimpleNamespace(remove=remove))
+    monkeypatch.setitem(sys.modules, "rembg", rembg_package(lambda name: loaded.append(name) or network))
     pixels = over(disc(), (0.85, 0.15, 0.1), clutter())
-    _, found, account = cut_out(pixels, "rembg")
-    assert asked == [(np.uint8, True)] and account.method == "rembg" and iou(found, disc()) > 0.99
+    for _ in range(2):
+        _, found, account = cut_out(pixels, "rembg")
+        assert account.method == "rembg" and iou(found, disc()) > 0.99
+    assert asked == [(np.uint8, True)] * 2
+    assert loaded == ["u2net"], "once, and the network whose licence lets everybody use it"
     assert cut_out(pixels)[2].method == "photo", "installed is not asked for"
 
 
 def test_rembg_missing_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "rembg", None)
+    with pytest.raises(UserError, match=r"pip install 'maquette\[matting\]'"):
+        cut_out(over(disc(), (0.85, 0.15, 0.1), clutter()), "rembg")
+
+
+def test_rembg_without_an_engine_ends_nothing(tmp_path, monkeypatch):
+    """Importing rembg without onnxruntime calls sys.exit."""
+    (tmp_path / "rembg.py").write_text("import sys\nsys.exit(1)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "rembg", raising=False)
     with pytest.raises(UserError, match=r"maquette\[matting\]"):
+        cut_out(over(disc(), (0.85, 0.15, 0.1), clutter()), "rembg")
+
+
+def test_rembg_that_cannot_fetch_its_network_says_so(monkeypatch):
+    def offline(name):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setitem(sys.modules, "rembg", rembg_package(offline))
+    with pytest.raises(RunFailed, match=r"u2net \(ConnectionError: no route to host\), which it fetches once, 176 MB"):
         cut_out(over(disc(), (0.85, 0.15, 0.1), clutter()), "rembg")
 
 

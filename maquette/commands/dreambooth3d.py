@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +14,7 @@ from tyro.conf import Positional, arg
 from maquette.asset import Asset
 from maquette.commands.arguments import parse
 from maquette.commands.imagedream import PARALLEL
+from maquette.commands.inputs import announce_matting
 from maquette.commands.method import (
     Method,
     make_in_folder,
@@ -25,6 +26,7 @@ from maquette.commands.method import (
 )
 from maquette.errors import UserError
 from maquette.images import Prompt, save_image, sheet
+from maquette.matting import Matting
 from maquette.methods.dreambooth3d import Config, configure, dreambooth3d
 from maquette.priors.nano.vocabulary import unknown_words
 from maquette.priors.placement import Precision
@@ -52,6 +54,8 @@ class Options:
     """What it shall be, with [v] for the subject: "a [v] dog asleep"."""
     masks: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """Masks of the photos, files of the same names; an alpha channel serves too."""
+    matting: Matting | None = None
+    """How photos without a mask are cut out, as in `maquette imagedream --help`; by default --photos.cut-out says."""
     subject_from: Annotated[Path | None, arg(metavar="RUN")] = None
     """The folder of a run that learned the subject before: only the object is made anew, for another caption."""
     out: Annotated[Path | None, arg(metavar="FOLDER")] = None
@@ -141,6 +145,8 @@ def read_options(arguments: list[str]) -> tuple[Options, Config]:
         if options.steps < 1:
             raise UserError(f"--steps: expected a whole number of at least 1, got {options.steps}")
         config = with_steps(config, options.steps)
+    if options.matting is not None:
+        config = replace(config, photos=replace(config.photos, cut_out=options.matting))
     return options, config
 
 
@@ -151,8 +157,8 @@ def read_input(options: Options, config: Config) -> Subject | LearnedSubject:
         raise UserError(f"--caption is missing: say what the subject shall be, as in {example}")
     require_subject(options.caption)
     if options.subject_from is not None:
-        if options.folder is not None or options.masks is not None:
-            raise UserError("--subject-from brings its own photos; leave FOLDER and --masks out")
+        if options.folder is not None or options.masks is not None or options.matting is not None:
+            raise UserError("--subject-from brings its own photos; leave FOLDER, --masks and --matting out")
         learned = find_learned(options.subject_from)
         if options.subject and options.subject.strip() != learned.photos.noun:
             raise UserError(
@@ -165,6 +171,7 @@ def read_input(options: Options, config: Config) -> Subject | LearnedSubject:
         )
     if not options.subject.strip():
         raise UserError('--subject is missing: say in a word what the photos show, as in --subject "dog"')
+    announce_matting(config.photos.cut_out)
     subject = read_subject(options.folder, noun=options.subject, caption=options.caption, masks=options.masks)
     for note in subject.notes:
         print(f"note: {note}", file=sys.stderr)

@@ -20,6 +20,7 @@ from maquette.commands.evaluate_options import (
     SubjectOptions,
     TallyOptions,
 )
+from maquette.commands.inputs import announce_matting
 from maquette.commands.method import Method, method_options, starting_config, word_after
 from maquette.errors import UserError
 from maquette.evaluation.compare import build_comparison, describe, tally
@@ -83,12 +84,13 @@ def objects(arguments: list[str]) -> int:
 def prompts(arguments: list[str]) -> int:
     """The ImageDream protocol."""
     options, method, config = _read(PromptOptions, arguments, "maquette evaluate prompts")
+    announce_matting(options.matting)
     answer = Answering(method, config, options.seed, options.device)
     report = evaluate_prompts(
         options.folder, sample=answer if options.method == "views" else None,
         reconstruct=None if options.method == "views" else answer, encoders=options.judges.load(),
         classifier=None if options.inception is None else InceptionClassifier(options.inception),
-        config=PromptBenchmark(limit=options.limit, seed=options.seed), out=options.out,
+        config=PromptBenchmark(limit=options.limit, matting=options.matting, seed=options.seed), out=options.out,
         method=_identity(method, config), overwrite=options.overwrite, say=_say,
     )  # fmt: skip
     kinds = [kind for kind in ("prompt", "diffused", "rendered") if kind in report]

@@ -13,6 +13,7 @@ from maquette.evaluation.compare import Comparison
 from maquette.evaluation.encoders import ImageEncoder
 from maquette.evaluation.judge import SHIPPED, NanoJudge
 from maquette.evaluation.published import ClipEncoder, DinoEncoder
+from maquette.matting import Matting
 from maquette.priors.cards import CARD_FILE
 
 
@@ -94,6 +95,8 @@ class PromptOptions(BenchmarkOptions):
     """The figures; everything behind them is kept in a folder of the same name beside it."""
     limit: int | None = None
     """Only the first so many prompts."""
+    matting: Matting = "auto"
+    """How objects are cut out of their pictures, as in `maquette imagedream --help`."""
     judges: Judges = Judges()
     """Networks that compare pictures with the prompt and its caption."""
     inception: Annotated[Path | None, arg(metavar="FILE")] = None

@@ -17,11 +17,13 @@ from tyro.conf import Positional, arg
 from maquette.asset import Asset
 from maquette.commands.arguments import FLAT, parse
 from maquette.commands.cost import describe_cost
+from maquette.commands.inputs import describe_inputs, read_picture
 from maquette.commands.outcome import LiveFolder, closing_box
 from maquette.errors import UserError
-from maquette.images import CameraEstimate, Prompt, Views, read_prompt, save_image
+from maquette.images import Prompt, Views, save_image
+from maquette.matting import Matting
 from maquette.priors.placement import Placement, Precision, loading
-from maquette.run import Run, file_sha256
+from maquette.run import Run
 from maquette.run.files import atomic_path
 from maquette.run.memory import LIBRARIES, gib
 from maquette.run.progress import duration
@@ -64,7 +66,11 @@ class Options:
     negative: str = ""
     """What the result must not look like."""
     mask: Annotated[Path | None, arg(metavar="FILE")] = None
-    """Picture whose bright (or opaque) part is the object; by default the object is cut out automatically."""
+    """Picture whose bright (or opaque) part is the object; by default the object is cut out as --matting says."""
+    matting: Matting = "auto"
+    """How the object is cut out. auto: by transparency, else as plain or as photo; alpha: by transparency; plain: what
+    a one-coloured background does not reach; photo: by colours and place; rembg: by that network (extra `matting`),
+    which is fetched when it is first used."""
     elevation: Annotated[float | None, arg(metavar="DEG")] = None
     """Degrees above the horizon from which the picture was taken; estimated by default."""
     seed: int = 0
@@ -90,10 +96,9 @@ def run_method(method: Method, arguments: list[str]) -> int:
     if "--estimate" in arguments:
         return print_estimate(method, arguments)
     options, config = read_options(method, arguments)
-    prompt = read_prompt(options.image, mask=options.mask, caption=options.caption, negative=options.negative)
-    prompt = with_elevation(prompt, options.elevation)
+    prompt = read_picture(options.image, options.caption, options)
     out = options.out or Path("runs") / f"{method.name}-{slug(options.image.stem)}"
-    return make_in_folder(method, prompt, config, out, describe_inputs(options), options, arguments)
+    return make_in_folder(method, prompt, config, out, describe_inputs(options.image, options), options, arguments)
 
 
 def make_in_folder(
@@ -210,26 +215,6 @@ def _with_steps(config: Any, steps: int) -> tuple[Any, int]:
                 changes[field.name] = inner
                 total += count
     return (dataclasses.replace(config, **changes) if changes else config), total
-
-
-def with_elevation(prompt: Prompt, elevation: float | None) -> Prompt:
-    """The prompt with a camera that the person vouches for, seen from the front."""
-    if elevation is None:
-        return prompt
-    if not -90 <= elevation <= 90:
-        raise UserError(f"--elevation: expected degrees from -90 to 90, got {elevation:g}")
-    return prompt.with_camera(CameraEstimate(0.0, elevation, 1.0, 0.0, True))
-
-
-def describe_inputs(options: Options) -> dict[str, Any]:
-    """What goes in, by name and content and not by place."""
-    inputs: dict[str, Any] = {"image": options.image.name, "image_sha256": file_sha256(options.image)}
-    if options.mask is not None:
-        inputs |= {"mask": options.mask.name, "mask_sha256": file_sha256(options.mask)}
-    for name in ("caption", "negative", "elevation", "preset", "quality"):
-        if (value := getattr(options, name)) not in ("", None):
-            inputs[name] = value
-    return inputs
 
 
 def slug(name: str) -> str:

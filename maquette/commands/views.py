@@ -12,20 +12,19 @@ import torch
 from tyro.conf import Positional, arg
 
 from maquette.commands.imagedream import PARALLEL
+from maquette.commands.inputs import describe_inputs, read_picture, with_elevation
 from maquette.commands.method import (
     Method,
     Options,
-    describe_inputs,
     make_in_folder,
     print_cost,
     read_options,
     slug,
-    with_elevation,
 )
 from maquette.commands.pictures import labelled_rows
 from maquette.commands.text import check_vocabulary, value_of
 from maquette.errors import UserError
-from maquette.images import Prompt, Views, read_prompt, save_image
+from maquette.images import Prompt, Views, save_image
 from maquette.methods.views import WORDS_ALONE, Config, configure, sample_any_views
 from maquette.run import Run
 from maquette.run.files import atomic_path
@@ -82,20 +81,25 @@ def run(arguments: list[str]) -> int:
         return 0
     caption = " ".join(options.caption.split())
     if options.image is not None:
-        prompt = read_prompt(options.image, mask=options.mask, caption=caption, negative=options.negative)
-        name, inputs = options.image.stem, describe_inputs(options)
+        prompt = read_picture(options.image, caption, options)
+        name, inputs = options.image.stem, describe_inputs(options.image, options)
         if config.prior in WORDS_ALONE:
             if not caption:
                 raise UserError(f"{config.prior} reads words alone; say with --caption what the picture shows")
             print(f"note: {config.prior} reads words alone; the picture is not looked at", file=sys.stderr)
     elif not caption:
         raise UserError("IMAGE is missing; `maquette views --help` says what it is. (Words alone go with --caption.)")
+    elif options.mask is not None or options.matting != "auto":
+        raise UserError(
+            "--mask and --matting are about a picture, and IMAGE is missing; leave them out for words alone"
+        )
     else:
         if config.prior == "nano":
             check_vocabulary(caption)
         prompt, name = Prompt(None, caption=caption, negative=options.negative), caption[:40]
+        prompt = with_elevation(prompt, options.elevation)
         inputs = {"caption": caption, "preset": options.preset, "quality": options.quality}
         if options.negative:
             inputs["negative"] = options.negative
     out = options.out or Path("runs") / f"views-{slug(name)}"
-    return make_in_folder(method, with_elevation(prompt, options.elevation), config, out, inputs, options, arguments)
+    return make_in_folder(method, prompt, config, out, inputs, options, arguments)

@@ -30,6 +30,7 @@ from maquette.evaluation.encoders import ImageClassifier, ImageEncoder, ImageTex
 from maquette.evaluation.object_record import ObjectRecord, Record
 from maquette.evaluation.quality import Spread, bootstrap_interval, quality_score
 from maquette.images import Prompt, Views, read_prompt, save_image, sheet
+from maquette.matting import Matting
 from maquette.rendering.raster import render_mesh
 from maquette.run.files import write_json
 
@@ -44,6 +45,8 @@ class PromptBenchmark:
     """Only the first so many prompts of the folder."""
     prompt_size: int = 256
     """Pixels a side of the prompt."""
+    matting: Matting = "auto"
+    """How prompts are cut out (`read_prompt`)."""
     num_renders: int = 16
     """Pictures taken again of an asset, evenly around it."""
     render_size: int = 320
@@ -117,7 +120,7 @@ def evaluate_prompts(
         for done, (path, caption) in enumerate(prompts):
             one = record.object(path.stem, None)
             if one.figures is None:
-                prompt = read_prompt(path, caption=caption, size=config.prompt_size)
+                prompt = read_prompt(path, caption=caption, size=config.prompt_size, matting=config.matting)
                 try:
                     one.finish(_answer(one, prompt, sample, reconstruct, score, config))
                 except Exception as error:

@@ -250,7 +250,7 @@ def _origin(run: RunRecord) -> str:
         rows.append(("picture", escape(inputs["image"]) + _digest(inputs.get("image_sha256"))))
     if "mask" in inputs:
         rows.append(("mask", escape(inputs["mask"]) + _digest(inputs.get("mask_sha256"))))
-    told = ("subject", "caption", "negative", "elevation")
+    told = ("matting", "subject", "caption", "negative", "elevation")
     rows += [(name, escape(str(inputs[name]))) for name in told if name in inputs]
     chosen = ", ".join(str(inputs[name]) for name in ("preset", "quality") if name in inputs)
     method = words.METHODS.get(run.method, run.method)

@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +32,12 @@ def sketch_command(monkeypatch):
 
 @pytest.fixture
 def picture(tmp_path):
-    """A red disc with alpha."""
+    """A red disc with alpha, on a white that is transparent."""
     y, x = np.mgrid[:64, :64] - 31.5
     rgba = np.zeros((64, 64, 4), np.uint8)
-    rgba[..., 0] = 200
-    rgba[..., 3] = np.where(x**2 + y**2 < 20**2, 255, 0)
+    disc = x**2 + y**2 < 20**2
+    rgba[..., :3] = np.where(disc[..., None], (200, 0, 0), 255)
+    rgba[..., 3] = np.where(disc, 255, 0)
     path = tmp_path / "Red Disc.png"
     Image.fromarray(rgba).save(path)
     return path
@@ -144,6 +146,34 @@ def test_other_settings_need_another_folder_or_overwrite(maquette, picture, tmp_
     assert refused(maquette("sketch", picture, "--out", "a", "--seed", "1", "--caption", "a disc"), "inputs.caption")
 
 
+def test_how_the_object_is_cut_out_is_a_setting(maquette, picture, tmp_path):
+    def inputs(folder):
+        return json.loads((tmp_path / folder / "config.json").read_text())["inputs"]
+
+    assert maquette("sketch", picture, "--out", "a")[0] == 0
+    assert inputs("a")["matting"] == "auto"
+    again = ("sketch", picture, "--matting", "photo")
+    assert refused(maquette(*again, "--out", "a"), 'inputs.matting = "auto", and this one has "photo"', "--overwrite")
+    assert maquette(*again, "--out", "b")[0] == 0
+    assert inputs("b")["matting"] == "photo"
+    log = (tmp_path / "b" / "log.jsonl").read_text()
+    assert '"event": "cutout", "method": "photo"' in log
+    assert maquette("sketch", picture, "--mask", picture, "--out", "c")[0] == 0
+    assert "matting" not in inputs("c") and inputs("c")["mask"] == picture.name
+    both = maquette("sketch", picture, "--mask", picture, "--matting", "plain", "--out", "d")
+    assert refused(both, "leave --matting plain out, or the mask")
+
+
+def test_rembg_is_announced_and_missed(maquette, picture, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rembg", None)
+    result = maquette("sketch", picture, "--matting", "rembg")
+    assert refused(result, "pip install 'maquette[matting]'") and "176 MB" in result[2]
+    broken = types.ModuleType("rembg")
+    broken.new_session = lambda name: {}["offline"]
+    monkeypatch.setitem(sys.modules, "rembg", broken)
+    assert refused(maquette("sketch", picture, "--matting", "rembg"), "cannot load its network u2net", code=1)
+
+
 MISTAKES = [
     (["skech"], ["no command 'skech'", "'sketch'"]),
     (["sketch"], ["IMAGE is missing"]),
@@ -178,6 +208,7 @@ MISTAKES = [
     (["sketch", "IMAGE", "--elevation", "nan"], ["--elevation: expected a finite number, got nan"]),
     (["sketch", "missing.png"], ["missing.png"]),
     (["sketch", "IMAGE", "--mask", "missing.png"], ["missing.png"]),
+    (["sketch", "IMAGE", "--matting", "none"], ["--matting: expected one of", "'plain', 'photo', 'rembg'", "'none'"]),
     (["sketch", "IMAGE", "--out", "IMAGE"], ["Cannot write to", "--out"]),
 ]
 

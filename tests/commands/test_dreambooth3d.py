@@ -205,7 +205,7 @@ MISTAKES = [
     (["FOLDER", *WISH, "--personal.keep", "9", "--personal.steps", "3"], ["keep names steps from 0 to 3"]),
     (["FOLDER", *WISH, "--balance.share.firs", "1"], ["--balance.share.firs", "did you mean"]),
     (["--subject-from", "FOLDER", "--caption", "a [v] kite"], ["holds no subject that was learned"]),
-    (["FOLDER", "--subject-from", "FOLDER", "--caption", "a [v] kite"], ["leave FOLDER and --masks out"]),
+    (["FOLDER", "--subject-from", "FOLDER", "--caption", "a [v] kite"], ["leave FOLDER, --masks and --matting out"]),
 ]
 
 
@@ -235,6 +235,23 @@ def test_low_rank_updates_are_one_choice():
         assert config.personal.adapter == Lora(rank=16)
     with pytest.raises(UserError, match="leave it to personal.adapter"):
         read_options(["photos", *WISH, "--multiview.personal.adapter", "lora"])
+
+
+def test_matting_is_short_for_how_the_photos_are_cut_out():
+    for preset, before in (("nano", "auto"), ("paper", "given")):
+        words = ["photos", *WISH, "--preset", preset]
+        assert read_options(words)[1].photos.cut_out == before
+        assert read_options([*words, "--matting", "plain"])[1].photos.cut_out == "plain"
+
+
+def test_rembg_is_announced_and_missed(maquette, place, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rembg", None)
+    for number in range(PHOTOS):
+        photo = Image.open(place / "kite" / f"{number}.png").convert("RGB")
+        (tmp_path / "opaque").mkdir(exist_ok=True)
+        photo.save(tmp_path / "opaque" / f"{number}.png")
+    code, _, error = maquette(tmp_path / "opaque", *WISH, "--matting", "rembg", "--out", "run")
+    assert code == 2 and "pip install 'maquette[matting]'" in error and "176 MB" in error
 
 
 def test_an_estimate_needs_no_photos(maquette):

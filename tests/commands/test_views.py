@@ -57,6 +57,14 @@ def test_words_without_a_picture(place, capsys):
     assert (folder / "report.html").is_file() and (folder / "views.png").is_file()
 
 
+def test_words_alone_are_not_cut_out(place, capsys):
+    code, _, error = maquette(capsys, "--caption", "a red car", "--matting", "photo", "--weights", "weights")
+    assert code == 2 and "IMAGE is missing" in error and not (place / "runs").exists()
+    code, _, error = maquette(capsys, "box.png", *QUICK, "--matting", "photo", "--weights", "weights", "--out", "run")
+    assert code == 0, error
+    assert json.loads((place / "run" / "config.json").read_text())["inputs"]["matting"] == "photo"
+
+
 @pytest.mark.parametrize(
     ("words", "parts"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -94,6 +95,18 @@ def test_assets_are_scored_as_diffused_and_as_rendered_again(folder, tmp_path):
     report = evaluate_prompts(folder, reconstruct=reconstruct, encoders=[Hue()], config=SMALL, out=tmp_path / "p.json")
     assert report["rendered"]["hue_image"]["mean"] > 99 and report["diffused"]["hue_image"]["mean"] > 99
     assert (tmp_path / "p" / "red" / "asset.glb").exists()
+
+
+def test_how_prompts_are_cut_out_is_a_part_of_the_protocol(folder, tmp_path):
+    """The pictures are half transparent, of one colour otherwise, and cut out by that colour they are empty."""
+    with pytest.raises(UserError, match="one uniform colour"):
+        config = replace(SMALL, matting="plain")
+        evaluate_prompts(folder, sample=sample, encoders=[Hue()], config=config, out=tmp_path / "plain.json")
+    out = tmp_path / "p.json"
+    report = evaluate_prompts(folder, sample=sample, encoders=[Hue()], config=SMALL, out=out)
+    assert report["protocol"]["matting"] == "auto"
+    with pytest.raises(UserError, match="matting"):
+        evaluate_prompts(folder, sample=sample, encoders=[Hue()], config=replace(SMALL, matting="alpha"), out=out)
 
 
 def test_a_second_call_answers_nothing_again(folder, tmp_path):
