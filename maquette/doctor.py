@@ -27,16 +27,12 @@ NEEDED_DISK = 1 * GIB
 """A run folder takes tens of MB; the rest is room for checkpoints and for several runs."""
 
 EXTRAS = {
-    "published": ("huggingface_hub", "diffusers", "transformers", "peft"),
-    "train": ("accelerate",),
-    "video": ("imageio_ffmpeg",),
-    "viewer": ("viser",),
-    "web": ("gradio",),
-    "matting": ("rembg",),
-    "blender": ("bpy",),
-    "ray": ("ray",),
+    "published": (("huggingface_hub", "diffusers", "transformers"), "published weights, their samplers and encoders"),
+    "train": (("accelerate",), "training on several devices, from Python"),
+    "video": (("imageio_ffmpeg",), "turntables as MP4 too"),
+    "matting": (("rembg",), "cutting out with --matting rembg"),
 }
-"""Extra -> the modules it brings."""
+"""Extra -> the modules that it brings and the package uses, and what for."""
 
 
 @dataclass
@@ -202,31 +198,44 @@ def _torchvision(report: Report) -> None:
 
 
 def _weights(report: Report) -> None:
+    """The networks inside the package, all read, and the published ones by their files' names."""
     present: dict[str, Any] = {}
     try:
-        from maquette.priors.cards import read_tensors
-        from maquette.priors.hub import SHIPPED, find_card
+        from maquette.commands.model_files import state_of
+        from maquette.evaluation.judge import SHIPPED as JUDGE
+        from maquette.evaluation.judge import NanoJudge
+        from maquette.priors.cards import read_card, read_tensors
+        from maquette.priors.hub import NANO, SHIPPED
+        from maquette.priors.registry import MODELS
+        from maquette.priors.weights_folder import weights_folder
     except Exception as error:
         report.faults.append(f"the priors cannot be examined, because their code does not import ({error})")
         return
-    for name in SHIPPED:
+    packages = {name: NANO / folder for name, folder in SHIPPED.items()} | {NanoJudge.name: JUDGE}
+    for name, package in packages.items():
         try:
-            card = find_card(name)
+            card = read_card(package)
             read_tensors(card)
         except (ValueError, OSError) as error:
             present[name] = "missing or damaged"
-            report.faults.append(f"the weights of {name!r} cannot be used ({error}): reinstall maquette")
+            # No run asks the judge; only figures of `maquette evaluate` do.
+            advice = report.hints if name == NanoJudge.name else report.faults
+            advice.append(f"the weights of {name!r} cannot be used ({error}): reinstall maquette")
         else:
             present[name] = f"present and intact, {card.values.get('licence', 'licence unknown')}"
     report.findings["weights"] = present
+    folder = weights_folder()
+    published = {model.name: state_of(model, folder) for model in MODELS.values()}
+    report.findings["published weights"] = {"looked for in": str(folder), **published}
 
 
 def _extras(report: Report) -> None:
     """Only what can be imported by name is looked for; nothing is imported."""
     have = {}
-    for extra, modules in EXTRAS.items():
+    for extra, (modules, purpose) in EXTRAS.items():
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
-        have[extra] = "installed" if not missing else f"not installed: pip install 'maquette[{extra}]'"
+        state = f"not installed: pip install 'maquette[{extra}]'" if missing else "installed"
+        have[extra] = f"{state} ({purpose})"
     report.findings["optional extras"] = have
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from maquette import doctor
+from maquette.priors.registry import MODELS
 from maquette.run.memory import GIB
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -25,6 +26,51 @@ def test_a_report_names_versions_machine_and_extras(tmp_path):
     text = report.as_text()
     assert "worth knowing" in text or not report.hints
     assert json.loads(json.dumps(report.as_json()))["healthy"] is report.healthy
+
+
+def test_all_weights_are_listed_with_what_is_missing(tmp_path, monkeypatch):
+    cards = [json.loads(path.read_text()) for path in (REPOSITORY / "maquette").rglob("card.json")]
+    weights = tmp_path / "weights"
+    monkeypatch.setenv("MAQUETTE_WEIGHTS", str(weights))
+    for name in ("imagedream/sd-v2.1-base-4view-ipmv.pt", "stable-diffusion-1.5/unet/config.json",
+                 "clip-tokenizer/merges.txt", "clip-tokenizer/vocab.json"):  # fmt: skip
+        (weights / name).parent.mkdir(parents=True, exist_ok=True)
+        (weights / name).write_text("{}")
+    (weights / "mvdream").mkdir()
+    card = {"name": "mvdream", "kind": "published-multiview", "licence": "", "config": {}}
+    (weights / "mvdream" / "card.json").write_text(
+        json.dumps({**card, "files": [{"file": "mvdream.safetensors", "bytes": 1, "sha256": ""}]})
+    )
+    (weights / "zero123").mkdir()
+    (weights / "zero123" / "card.json").write_text("[]")
+    report = doctor.Report()
+    doctor._weights(report)
+    assert report.findings["weights"] == {card["name"]: "present and intact, Apache-2.0" for card in cards}
+    assert set(report.findings["weights"]) == {"nano", "nano-zero123", "nano-judge"}
+    published = report.findings["published weights"]
+    assert published.pop("looked for in") == str(weights)
+    assert set(published) == set(MODELS)
+    fetch = "`maquette models fetch {}`".format
+    # So small a checkpoint has no CLIP towers.
+    without = "here in part: sd-v2.1-base-4view-ipmv.pt, without clip-vit-h14"
+    assert published["imagedream"] == f"{without}: {fetch('imagedream')}"
+    assert published["clip-tokenizer"] == "here: merges.txt" and published["mvdream"] == "here: card.json"
+    assert published["zero123-xl"] == f"not here: {fetch('zero123-xl')}"
+    assert published["zero123"].startswith("not usable: ") and "is not a card of weights" in published["zero123"]
+    partly = published["stable-diffusion-1.5"]
+    assert partly.startswith("here in part: config.json, without unet/diffusion_pytorch_model.safetensors")
+    assert "and 5 more" in partly and partly.endswith(fetch("stable-diffusion-1.5"))
+
+
+def test_a_damaged_judge_stops_no_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("maquette.evaluation.judge.SHIPPED", tmp_path)
+    report = doctor.Report()
+    doctor._weights(report)
+    assert report.findings["weights"]["nano-judge"] == "missing or damaged"
+    assert report.healthy and "nano-judge" in report.hints[0]
+    monkeypatch.setattr("maquette.priors.hub.NANO", tmp_path)
+    doctor._weights(report)
+    assert not report.healthy and "'nano'" in report.faults[0]
 
 
 def test_too_little_memory_and_disk_are_faults(monkeypatch):

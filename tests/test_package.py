@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
 import pytest
+
+from maquette.doctor import EXTRAS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11 or newer to read pyproject.toml")
@@ -38,6 +41,33 @@ def test_constraints_are_within_the_declared_ranges(project):
 
     assert set(least) <= set(pinned)
     assert [name for name, version in least.items() if key(pinned[name]) < key(version)] == []
+
+
+def imported(root):
+    """Every module that a file of the package imports, by the first part of its name."""
+    found = set()
+    for path in root.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found.add(node.module.split(".")[0])
+    return found
+
+
+HANDED_IN = {"accelerate"}
+"""Modules whose objects the package uses where a caller brings them."""
+
+
+def test_extras_bring_what_the_package_uses_and_nothing_else(project):
+    extras = project["project"]["optional-dependencies"]
+    assert set(extras) - {"dev"} == set(EXTRAS)
+    for extra, (modules, _) in EXTRAS.items():
+        brought = [re.split(r"[\[>]", line)[0].replace("-", "_") for line in extras[extra]]
+        assert brought == list(modules)
+        assert set(modules) <= imported(REPOSITORY / "maquette") | HANDED_IN
+    table = re.findall(r"^\| `(\w+)` \|", (REPOSITORY / "docs" / "index.md").read_text(), re.M)
+    assert table == list(extras)
 
 
 def test_the_version_is_the_same_everywhere():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,6 +14,7 @@ from tyro.conf import Positional, arg
 
 from maquette.commands.arguments import parse
 from maquette.errors import UserError
+from maquette.priors.cards import read_card
 from maquette.priors.convert import to_package, to_published
 from maquette.priors.fetch import Hub, HuggingFaceHub, carry_out, completion, missing_files, plan
 from maquette.priors.hub import PUBLISHED, package_of
@@ -101,6 +103,39 @@ def fetch_models(arguments: list[str]) -> int:
     if model.name in NEXT:
         print(f"{model.name} is ready: `{NEXT[model.name]}`")
     return 0
+
+
+def state_of(model: Model, folder: Path) -> str:
+    """Whether a model is in the folder of all weights, what it lacks there, and the command that brings it."""
+    fetch = f"`maquette models fetch {model.name}`"
+    try:
+        found = find_published(model, None, folder)
+    except UserError:
+        return f"not here: {fetch}"
+    if found.packaged:
+        try:
+            named = read_card(found.file).name
+        except UserError as error:
+            return f"not usable: {error}"
+        return f"here: {found.file.name}" if named == model.name else f"not here: {fetch}"
+    lacks = [] if found.folder == folder else missing_files(model, folder)
+    needed = [*model.needs, *([model.completed_by] if completion(model, folder) else [])]
+    lacks += [name for name in needed if not _at_hand(found, name, folder)]
+    if not lacks:
+        return f"here: {found.file.name}"
+    more = f" and {len(lacks) - 3} more" if len(lacks) > 3 else ""
+    return f"here in part: {found.file.name}, without {', '.join(lacks[:3])}{more}: {fetch}"
+
+
+def _at_hand(found: FoundWeights, name: str, folder: Path) -> bool:
+    """Whether what a model needs lies where its loader looks, which is beside it too."""
+    if not missing_files(MODELS[name], folder):
+        return True
+    if name == "clip-vit-h14":
+        return found.towers() is not None
+    with suppress(UserError):
+        return name == "clip-tokenizer" and found.merges().is_file()
+    return False
 
 
 def _say_what_is_here(model: Model, folder: Path) -> int:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from maquette.commands.arguments import choose, parse
-from maquette.commands.model_files import convert_models, fetch_models
+from maquette.commands.model_files import convert_models, fetch_models, state_of
 from maquette.errors import UserError
 from maquette.priors.cards import CARD_FILE, Card
 from maquette.priors.fetch import missing_files
@@ -71,10 +71,9 @@ def list_models(arguments: list[str]) -> int:
             print(f"{name:<26} {facts['bytes'] / 1e6:.1f} MB, {facts['licence']}, sha256 {facts['sha256'][:16]}")
     print(f"\npublished models, looked for in {folder}")
     for model in MODELS.values():
-        here = present(model, options.weights_dir)
         print(f"{model.name:<26} {model.role}; {_size(model)}")
         print(f"{'':<26} {model.licence.name}: commercial use {model.licence.commercial}")
-        state = f"here: {here.name}" if here else f"not here: `maquette models fetch {model.name}`"
+        state = state_of(model, folder)
         print(f"{'':<26} {state}{'' if model.loadable else '; this version cannot load it yet'}")
     return 0
 
