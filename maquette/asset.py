@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 Wrap = Literal["repeat", "clamp", "mirror"]
 AlphaMode = Literal["opaque", "mask", "blend"]
 TextureFilter = Literal["bilinear", "nearest"]
+ExportFormat = Literal["obj", "ply", "stl"]
+EXPORTS: Mapping[ExportFormat, tuple[str, ...]] = {"obj": ("obj", "mtl", "png"), "ply": ("ply",), "stl": ("stl",)}
+"""Formats beside GLB -> suffixes of the files that `Asset.save` writes for a mesh with one texture; its own first."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import torch
 from tyro.conf import Positional, arg
 
-from maquette.asset import Asset
+from maquette.asset import Asset, ExportFormat
 from maquette.commands.arguments import parse
 from maquette.commands.imagedream import PARALLEL
 from maquette.commands.inputs import announce_matting
@@ -75,6 +75,8 @@ class Options:
     --personal.checkpointing)."""
     steps: Annotated[int | None, arg(metavar="N")] = None
     """Steps of each field fit; schedules are fractions of it."""
+    export: tuple[ExportFormat, ...] = ()
+    """Write the object in these formats too, beside asset.glb; a finished run is not made again for it."""
     overwrite: bool = False
     """Replace a run with other settings in that folder."""
     estimate: bool = False

@@ -7,18 +7,18 @@ import difflib
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from maquette.asset import Asset
+from maquette.asset import Asset, ExportFormat
 from maquette.commands.arguments import FLAT, parse
 from maquette.commands.cost import describe_cost
 from maquette.commands.inputs import describe_inputs, read_picture
-from maquette.commands.outcome import LiveFolder, closing_box
+from maquette.commands.outcome import LiveFolder, closing_box, save_object
 from maquette.errors import UserError
 from maquette.images import Prompt, Views, save_image
 from maquette.matting import Matting
@@ -85,6 +85,8 @@ class Options:
     """Compile the U-Nets of published priors: minutes at the first step, faster ones afterwards."""
     steps: Annotated[int | None, arg(metavar="N")] = None
     """Steps of each field fit; schedules are fractions of it."""
+    export: tuple[ExportFormat, ...] = ()
+    """Write the object in these formats too, beside asset.glb; a finished run is not made again for it."""
     overwrite: bool = False
     """Replace a run with other settings in that folder."""
     estimate: bool = False
@@ -112,8 +114,8 @@ def make_in_folder(
 ) -> int:
     """Run a method in a folder, write its result and what is made from it, and print the closing box; exit code 0.
 
-    `options` has `seed`, `device`, `overwrite`, and may have the settings of `priors.placement.Placement`;
-    `inputs` says what goes in, and counts as a setting.
+    `options` has `seed`, `device`, `overwrite`, and may have `export` and the settings of
+    `priors.placement.Placement`; `inputs` says what goes in, and counts as a setting.
     """
     began = time.monotonic()
     kept = {name: getattr(options, name) for name in ("precision", "low_memory", "compile") if hasattr(options, name)}
@@ -128,7 +130,7 @@ def make_in_folder(
         announce(method, config, prompt, run)
         with LiveFolder(run) as live:
             run.watch(live)
-            finish(run, method.make(prompt, config, run), live)
+            finish(run, method.make(prompt, config, run), live, getattr(options, "export", ()))
     print(closing_box(run, method.name, arguments, time.monotonic() - began))
     return 0
 
@@ -238,12 +240,12 @@ def announce(method: Method, config: Any, prompt: Prompt, run: Run) -> None:
             save_image(temporary, prompt.image.rgba())
 
 
-def finish(run: Run, result: Asset | Views, live: LiveFolder) -> None:
+def finish(run: Run, result: Asset | Views, live: LiveFolder, formats: Sequence[ExportFormat] = ()) -> None:
     """Write the result and everything that is made from it."""
     views = result if isinstance(result, Views) else result.views
     if views is not None:
         live.keep_views(views)
     if isinstance(result, Asset):
-        result.save(run.folder / "asset.glb")
+        save_object(result, run.folder, formats)
     run.write_provenance()
     live.write_report()

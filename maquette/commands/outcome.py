@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from maquette.asset import EXPORTS, Asset, ExportFormat
 from maquette.errors import RunFailed, UserError
 from maquette.images import Views, save_image, sheet
 from maquette.rendering.base import Scene
@@ -23,6 +25,9 @@ from maquette.run.progress import duration
 
 FILES = {
     "asset.glb": "the object, for any 3D viewer",
+    "asset.obj": "the same as OBJ, with its colours in asset.mtl and asset.png",
+    "asset.ply": "the same as PLY, with colours at the corners",
+    "asset.stl": "the same as STL, without colours",
     "report.html": "everything about it on one page; open it in a browser",
     "turntable.webp": "the object turning",
     "views.png": "the views that the prior imagined",
@@ -35,6 +40,23 @@ NANO = (
 )
 PUBLISHED = {"nano": ("ImageDream", "imagedream"), "nano-zero123": ("Zero-1-to-3", "zero123-xl")}
 """Embedded prior -> the published one that it stands for, in print and by its name."""
+
+
+def save_object(asset: Asset, folder: Path, formats: Sequence[ExportFormat]) -> None:
+    """Write asset.glb, and asset.obj, .ply and .stl as asked for.
+
+    Files of an earlier call are left as they are where the object is the same; where it is not, all that are there
+    follow, asked for or not.
+    """
+    glb = folder / "asset.glb"
+    before = glb.read_bytes() if glb.is_file() else None
+    asset.save(glb)
+    same = before == glb.read_bytes()
+    for name, suffixes in EXPORTS.items():
+        files = [glb.with_suffix(f".{suffix}") for suffix in suffixes]
+        wanted = name in formats or files[0].is_file()
+        if wanted and not (same and all(file.is_file() for file in files)):
+            asset.save(files[0])
 
 
 class LiveFolder:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from maquette.asset import ExportFormat
 from maquette.commands.arguments import parse
 from maquette.commands.imagedream import PARALLEL
 from maquette.commands.method import (
@@ -60,6 +61,8 @@ class Options:
     """Compile the U-Nets of published priors: minutes at the first step, faster ones afterwards."""
     steps: Annotated[int | None, arg(metavar="N")] = None
     """Steps of each field fit; schedules are fractions of it."""
+    export: tuple[ExportFormat, ...] = ()
+    """Write the object in these formats too, beside asset.glb; a finished run is not made again for it."""
     overwrite: bool = False
     """Replace a run with other settings in that folder."""
     estimate: bool = False

@@ -79,6 +79,8 @@ def run(arguments: list[str]) -> int:
     if options.estimate:
         print_cost(method, config, options)
         return 0
+    if options.export:
+        raise UserError(f"--export {options.export[0]}: `maquette views` makes pictures, and no object to write")
     caption = " ".join(options.caption.split())
     if options.image is not None:
         prompt = read_picture(options.image, caption, options)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from maquette.asset import Mesh, load_mesh
+from maquette.asset import EXPORTS, Mesh, load_mesh
 from maquette.cameras import Cameras, orbit
 from maquette.images import Views
 from maquette.meshing.quality import MeshQuality, measure_mesh
@@ -164,8 +164,13 @@ def _hero(run: RunRecord, mesh: Mesh) -> str:
 def _aside(run: RunRecord) -> str:
     note = words.NANO if str(run.config.get("prior")).startswith("nano") else ""
     name = f"{run.folder.resolve().name}.glb"
-    link = f'<a class="button" id="download" href="asset.glb" download="{escape(name)}">Save the object (GLB)</a>'
-    return f'<div class="aside">{paragraphs(note)}<span>{link}</span></div>'
+    links = [f'<a class="button" id="download" href="asset.glb" download="{escape(name)}">Save the object (GLB)</a>']
+    for suffix, parts in EXPORTS.items():
+        if (run.folder / f"asset.{suffix}").is_file():
+            beside = [f"asset.{part}" for part in parts[1:] if (run.folder / f"asset.{part}").is_file()]
+            about = f"it needs {' and '.join(beside)} beside it" if beside else f"the same object as {suffix.upper()}"
+            links.append(f'<a class="button" href="asset.{suffix}" title="{about}">{suffix.upper()}</a>')
+    return f'<div class="aside">{paragraphs(note)}<span>{" ".join(links)}</span></div>'
 
 
 def _prompt_only(run: RunRecord) -> str:

@@ -20,6 +20,7 @@ from maquette.run.settings import differences, printable
 OWNED = (
     "asset.glb", "report.html", "turntable.webp", "turntable.mp4", "views.png", "views", "prompt.png", "config.json",
     "provenance.json", "log.jsonl", "stages", "candidates.png",
+    "asset.obj", "asset.mtl", "asset.png", "asset.ply", "asset.stl",
 )  # fmt: skip
 """What a run may leave in its folder, and therefore what `overwrite` may delete."""
 

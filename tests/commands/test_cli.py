@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from maquette import cli
+from maquette.asset import load_mesh
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
@@ -146,6 +147,26 @@ def test_other_settings_need_another_folder_or_overwrite(maquette, picture, tmp_
     assert refused(maquette("sketch", picture, "--out", "a", "--seed", "1", "--caption", "a disc"), "inputs.caption")
 
 
+def test_more_formats_are_written_beside_the_glb(maquette, picture, tmp_path):
+    """The sketch has no texture, so its OBJ is one file."""
+    code, out, _ = maquette("sketch", picture, "--out", "a", "--export", "obj", "stl")
+    assert code == 0 and "asset.obj" in out and "asset.stl" in out and "asset.ply" not in out
+    folder = tmp_path / "a"
+    bounds = [load_mesh(folder / f"asset.{suffix}").bounds for suffix in ("glb", "obj", "stl")]
+    assert np.allclose(bounds[0], bounds[1]) and np.allclose(bounds[0], bounds[2])
+    kept = {path: path.stat().st_mtime_ns for path in (folder / "asset.stl", *folder.glob("stages/*/stage.json"))}
+    assert len(kept) == 3
+    code, out, _ = maquette("sketch", picture, "--out", "a", "--export", "ply", "stl")
+    assert code == 0 and out.count("(kept)") == 2
+    assert all(name in out for name in ("asset.obj", "asset.stl", "asset.ply"))
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert np.allclose(load_mesh(folder / "asset.ply").bounds, bounds[0])
+    plain = maquette("sketch", picture, "--out", "b")
+    assert plain[0] == 0 and (tmp_path / "b" / "asset.glb").read_bytes() == (folder / "asset.glb").read_bytes()
+    assert maquette("sketch", picture, "--out", "a", "--seed", "1", "--overwrite")[0] == 0
+    assert [path.name for path in folder.glob("asset.*")] == ["asset.glb"]
+
+
 def test_how_the_object_is_cut_out_is_a_setting(maquette, picture, tmp_path):
     def inputs(folder):
         return json.loads((tmp_path / folder / "config.json").read_text())["inputs"]
@@ -194,6 +215,7 @@ MISTAKES = [
     (["sketch", "IMAGE", "--seed", str(1 << 63)], ["--seed: expected a whole number from 0 to 2^63 - 1"]),
     (["sketch", "IMAGE", "--steps", "0"], ["--steps", "at least 1, got 0"]),
     (["sketch", "IMAGE", "--elevation", "100"], ["--elevation", "-90 to 90, got 100"]),
+    (["sketch", "IMAGE", "--export", "fbx"], ["--export: expected one of", "'obj', 'ply', 'stl'", "'fbx'"]),
     (["sketch", "IMAGE", "--shape.side", "1"], ["no option --shape.side"]),
     (["sketch", "IMAGE", "--shape", "squre"], ["--shape: expected one of round, square", "did you mean 'square'?"]),
     (["sketch", "IMAGE", "--shape"], ["--shape: a value is missing"]),

@@ -57,6 +57,11 @@ def test_words_without_a_picture(place, capsys):
     assert (folder / "report.html").is_file() and (folder / "views.png").is_file()
 
 
+def test_pictures_are_no_object_to_export(place, capsys):
+    code, _, error = maquette(capsys, "box.png", *QUICK, "--weights", "weights", "--export", "obj")
+    assert code == 2 and "no object to write" in error and not (place / "runs").exists()
+
+
 def test_words_alone_are_not_cut_out(place, capsys):
     code, _, error = maquette(capsys, "--caption", "a red car", "--matting", "photo", "--weights", "weights")
     assert code == 2 and "IMAGE is missing" in error and not (place / "runs").exists()

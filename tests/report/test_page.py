@@ -5,11 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import pytest
 from finished_run import make_run
 
+from maquette.asset import Asset, load_mesh
+from maquette.commands.outcome import save_object
 from maquette.errors import UserError
 from maquette.methods import imagedream
 from maquette.report import write_report
@@ -70,6 +73,20 @@ def test_every_picture_lies_in_the_page_and_has_words(outline):
     assert {address for address in addresses if not address.startswith("data:")} == {"asset.glb"}
     for name in ("front", "left", "back", "right", "front left"):
         assert outline.text.count(name) >= 1
+
+
+def test_formats_beside_the_page_are_linked(reported, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(reported, folder)
+    save_object(Asset(load_mesh(folder / "asset.glb")), folder, ["obj", "stl"])
+    outline = Outline(write_report(folder).read_text(encoding="utf-8"))
+    links = {tag["href"]: tag.get("title") for name, tag in outline.tags if name == "a" and "href" in tag}
+    beside = {name: title for name, title in links.items() if name.startswith("asset.")}
+    assert beside == {
+        "asset.glb": None,
+        "asset.obj": "it needs asset.mtl and asset.png beside it",
+        "asset.stl": "the same object as STL",
+    }
 
 
 def test_the_object_in_the_page_is_the_file(page, reported):
