@@ -72,7 +72,7 @@ class ObjectOptions(BenchmarkOptions):
     limit: int | None = None
     """Take the first so many objects with a front, in an order shuffled by the seed."""
     ids: tuple[str, ...] = ()
-    """Take exactly these objects instead."""
+    """Take exactly these objects instead; "twelve" is the list of the committed tables."""
     train: Path | None = None
     """Folder of training objects: adds the nearest of them as a baseline."""
     baselines: bool = True

@@ -10,7 +10,7 @@ import torch
 from maquette.asset import Asset, load_mesh
 from maquette.cameras import orbit
 from maquette.errors import RunFailed, UserError
-from maquette.evaluation.objects import ObjectBenchmark, choose_objects, evaluate_objects, evaluate_views
+from maquette.evaluation.objects import TWELVE, ObjectBenchmark, choose_objects, evaluate_objects, evaluate_views
 from maquette.images import Views, read_image
 from maquette.rendering.raster import render_mesh
 from tests.evaluation.conftest import OBJECTS, box_mesh
@@ -213,3 +213,9 @@ def test_views_and_assets_do_not_share_a_place(objects_folder, benchmark, tmp_pa
     evaluate_objects(objects_folder, Method(), benchmark, out=tmp_path / "m.json")
     with pytest.raises(UserError, match="kind = 'assets'"):
         evaluate_views(objects_folder, perfect_views(), benchmark, out=tmp_path / "m.json")
+
+
+def test_the_objects_of_the_tables_are_named_and_are_those_of_seed_0(shared):
+    val = shared("data", "objects", "val")
+    assert tuple(row["id"] for row in choose_objects(val, ObjectBenchmark(limit=12))) == TWELVE
+    assert tuple(row["id"] for row in choose_objects(val, ObjectBenchmark(ids=("twelve",)))) == TWELVE
