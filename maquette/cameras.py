@@ -350,6 +350,14 @@ class OrbitSampler:
                 f"OrbitSampler.area_uniform_probability is between 0 and 1, got {self.area_uniform_probability}"
             )
 
+    def covering(self, elevation: float, limits: Range = (-90.0, 90.0)) -> OrbitSampler:
+        """The same sampler whose elevations also reach `elevation`, degrees, or the nearest of `limits` to it.
+
+        The range never becomes narrower, even where it goes beyond `limits` already.
+        """
+        wanted = min(max(elevation, limits[0]), limits[1])
+        return replace(self, elevation=(min(self.elevation[0], wanted), max(self.elevation[1], wanted)))
+
     def sample(self, num_scenes: int, height: int, width: int, generator: torch.Generator) -> Cameras:
         """Cameras [num_scenes, num_views] of this image size, on the generator's device, float32."""
         draws = torch.rand(num_scenes, 5, generator=generator, device=generator.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -316,6 +317,17 @@ def test_narrow_ranges_are_filled_to_their_ends(generator):
 def test_sampling_follows_the_generator():
     draws = [OrbitSampler().sample(3, 8, 8, torch.Generator().manual_seed(seed)).c2w for seed in (1, 1, 2)]
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+
+
+def test_a_range_is_widened_to_an_elevation_and_no_further():
+    sampler = OrbitSampler(elevation=(-5.0, 30.0), fovy=(40.0, 40.0), num_views=2)
+    assert sampler.covering(12.0) == sampler and sampler.covering(30.0) == sampler
+    assert sampler.covering(52.0) == replace(sampler, elevation=(-5.0, 52.0))
+    assert sampler.covering(-8.0, (-10.0, 40.0)).elevation == (-8.0, 30.0)
+    assert sampler.covering(-50.0, (-10.0, 40.0)).elevation == (-10.0, 30.0)
+    assert sampler.covering(85.0, (0.0, 20.0)) == sampler, "limits never take anything away"
+    drawn = sampler.covering(52.0).sample(2000, 4, 4, torch.Generator().manual_seed(0)).elevation
+    assert drawn.max() > 50 and drawn.min() < -3
 
 
 @pytest.mark.parametrize(

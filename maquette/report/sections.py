@@ -32,6 +32,7 @@ def reading_section(run: RunRecord, compared: str) -> str:
             drawing = draw_viewpoint(camera["azimuth"], reliable=camera["reliable"])
             drawing = f"<figure>{drawing}<figcaption>The viewpoint, from above</figcaption></figure>"
             content += f'<div class="trio">{compared}{drawing}</div>' + _viewpoint(run, camera)
+            content += _camera_range(run) if camera["reliable"] else ""
     if cutout is not None:
         share = f"It takes {words.percent(cutout['coverage'])} of the picture." if "coverage" in cutout else ""
         content += "<h3>Cutting it out</h3>"
@@ -96,6 +97,20 @@ def _viewpoint(run: RunRecord, camera: Mapping[str, Any]) -> str:
     if "colour_error" in camera:
         figures += f", colours differ by {words.percent(camera['colour_error'])}"
     return f"<p>{escape(found)} {tag}</p>{paragraphs(verdict)}{paragraphs(figures + '.', kind='quiet')}"
+
+
+def _camera_range(run: RunRecord) -> str:
+    """From how low and how high the prior looked at the object; empty where the run did not say."""
+    line = run.last_event("camera_range")
+    if line is None:
+        return ""
+    low, high, own = (f"{line[name]:.0f}\N{DEGREE SIGN}" for name in ("low", "high", "own"))
+    said = f"While the object was shaped, the prior looked at it from {low} to {high} of height"
+    if line["low"] <= line["own"] <= line["high"]:
+        how = "which was widened to hold" if line["widened"] else "which holds"
+        return paragraphs(f"{said}, {how} the picture's own {own}.", kind="quiet")
+    how = "was widened as far as it may be" if line["widened"] else "was left as it was (--prompt-view.cover)"
+    return paragraphs(f"{said}; the picture's own {own} lie beyond, and the range {how}.", kind="quiet")
 
 
 def surface_section(quality: MeshQuality, texture: tuple[int, int] | None) -> str:

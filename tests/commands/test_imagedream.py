@@ -23,6 +23,8 @@ IMPOSSIBLE = [
     ("--view-elevation 500", "view_elevation is from -90 to 90 degrees, got 500"),
     ("--fovy 180", "fovy is between 0 and 180 degrees, got 180"),
     ("--control locale", "control is 'none' or a combination of"),
+    ("--prompt-view.cover-limits 40 -10", "prompt_view.cover_limits is a range (low, high) within -90 and 90"),
+    ("--prompt-view.cover always", "--prompt-view.cover: expected one of 'none', 'told', 'found'"),
     ("--warm-start.rings 0", "at least one ring of views, got rings=0"),
     ("--cameras.elevation 50 10", "OrbitSampler.elevation is a range"),
     ("--cameras.num-views 0", "OrbitSampler.num_views is at least 1"),

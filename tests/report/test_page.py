@@ -164,6 +164,29 @@ def test_a_view_that_is_the_picture_is_said_to_be(tmp_path, reliable, said):
     assert said in text and "4\N{NO-BREAK SPACE}%" in text and "overlap by" not in text
 
 
+RANGES = [
+    (
+        (-5.0, 42.0, 42.0, True),
+        "-5\N{DEGREE SIGN} to 42\N{DEGREE SIGN} of height, which was widened to hold the picture's own 42",
+    ),
+    ((-5.0, 30.0, 12.0, False), "-5\N{DEGREE SIGN} to 30\N{DEGREE SIGN} of height, which holds the picture's own 12"),
+    (
+        (-5.0, 40.0, 60.0, True),
+        "the picture's own 60\N{DEGREE SIGN} lie beyond, and the range was widened as far as it may be",
+    ),
+    ((-5.0, 30.0, 60.0, False), "lie beyond, and the range was left as it was (--prompt-view.cover)"),
+]
+
+
+@pytest.mark.parametrize(("numbers", "said"), RANGES)
+def test_the_page_says_from_where_the_prior_looked(tmp_path, numbers, said):
+    folder = make_run(tmp_path / "run", steps=3)
+    line = dict(zip(("low", "high", "own", "widened"), numbers, strict=True))
+    with (folder / "log.jsonl").open("a") as log:
+        log.write(json.dumps({"seconds": 1.0, "stage": None, "step": None, "event": "camera_range", **line}) + "\n")
+    assert said in Outline(write_report(folder).read_text()).text
+
+
 def test_an_elevation_that_does_not_follow_is_said_to_be_unused(tmp_path):
     folder = make_run(tmp_path / "run", steps=3)
     config = json.loads((folder / "config.json").read_text())
