@@ -28,7 +28,7 @@ NEEDED_DISK = 1 * GIB
 
 EXTRAS = {
     "published": (("huggingface_hub", "diffusers", "transformers"), "published weights, their samplers and encoders"),
-    "train": (("accelerate",), "training on several devices, from Python"),
+    "train": (("accelerate",), "training on several devices: accelerate launch -m maquette train nano"),
     "video": (("imageio_ffmpeg",), "turntables as MP4 too"),
     "matting": (("rembg",), "cutting out with --matting rembg"),
 }

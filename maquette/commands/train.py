@@ -19,6 +19,7 @@ from maquette.training.nano import NanoRecipe, train_nano
 from maquette.training.nano_view import train_nano_view
 from maquette.training.novel_view import NovelViewTraining
 from maquette.training.packs import PackConfig, pack_objects
+from maquette.training.processes import find_accelerator
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -86,18 +87,31 @@ def run(arguments: list[str]) -> int:
 
 
 def nano(arguments: list[str]) -> int:
-    """Render if objects are named, train the encoders and the prior, write the package."""
+    """Render if objects are named, train the encoders and the prior, write the package.
+
+    Under `accelerate launch` each process is one of several, and the main one alone renders, logs and writes.
+    """
     about = "The whole recipe of the nano prior; interrupted, the same command goes on."
     options = parse(NanoOptions, arguments, "maquette train nano", about=about)
-    if options.objects:
+    accelerator = find_accelerator(options.device)
+    main = accelerator is None or accelerator.is_main_process
+    if options.objects and main:
         with ObjectProgress() as report:
             tell_skipped(pack_objects(require_objects(options.objects), options.packed, PackConfig(), report=report))
     device = resolve_device(options.device).type
+    if accelerator is not None:
+        accelerator.wait_for_everyone()
+    if not main:
+        train_nano(
+            options.packed, options.out, options.config, device=device, initial=options.initial,
+            seconds=options.seconds, log=lambda entry: None, accelerator=accelerator,
+        )  # fmt: skip
+        return 0
     totals = {"encoders": options.config.encoders.steps, "prior": options.config.prior.steps}
     with Account(options.out, totals) as account:
         card = train_nano(
             options.packed, options.out, options.config, device=device, initial=options.initial,
-            val=options.val, seconds=options.seconds, log=account,
+            val=options.val, seconds=options.seconds, log=account, accelerator=accelerator,
         )  # fmt: skip
     print(f"{card.path.parent}: weights and card of {card.name!r}; use them with --weights {card.path.parent}")
     return 0

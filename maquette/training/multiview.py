@@ -224,7 +224,9 @@ class Trainer:
         return loss(x0_pred, latents, masks, t, self.schedule, c.unet.patch)
 
     def save(self, folder: Path) -> None:
-        """Everything that a later `load` needs to continue to the same bytes, as safetensors."""
+        """Everything that a later `load` needs to continue to the same bytes, as safetensors; by the first process."""
+        if self.rank:
+            return
         save_state(folder / "trainer.safetensors", self.model, self.average, self.optimiser, self.step)
 
     def load(self, folder: Path) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from maquette.diffusion.unet import ImagePromptConfig, UNetConfig
 from maquette.errors import UserError
-from maquette.priors.cards import Card
+from maquette.priors.cards import Card, read_card
 from maquette.priors.codecs import SpaceToDepth
 from maquette.priors.hub import load_prior, save_prior
 from maquette.priors.nano.assembly import NanoConfig, build_nano
@@ -101,24 +102,39 @@ def train_nano(
 
     `initial` is a weights package or a folder `out` of an earlier chunk. With `val`, renders of other objects, the log
     has the denoising error on them every 500 steps. `seconds` bounds the time of the prior's loop:
-    the state is kept and the same command continues. Raises UserError if the packed folder is not there.
+    the state is kept and the same command continues. An `accelerate.Accelerator` spreads the prior's steps over its
+    processes, of which the main one trains the encoders, logs and writes. Raises UserError if the packed folder is not
+    there, or for `seconds` with several processes, whose clocks differ.
     """
+    if accelerator is not None and seconds is not None:
+        raise UserError("--seconds would stop each process by its own clock; leave it out, or use one process")
     if not (packed / "meta.jsonl").exists():
         raise UserError(
             f"{packed} holds no packed renders; make them with `maquette render OBJECTS --pack --out {packed}`"
         )
     started = time.monotonic()
     data = PackedObjects.open(packed)
-    encoders = _encoders(data, out, recipe.encoders, device, initial, log)
+    main = accelerator is None or accelerator.is_main_process
+    with nullcontext() if accelerator is None else accelerator.main_process_first():
+        encoders = _encoders(data, out, recipe.encoders, device, initial, log)
     trainer = Trainer(recipe.prior, encoders, device, None if initial is None else _network_of(initial), accelerator)
-    validate = None if val is None else Validation.of(PackedObjects.open(val), trainer).measure
+    validate = None if val is None or not main else Validation.of(PackedObjects.open(val), trainer).measure
     run_training(data, out, trainer, log, seconds=seconds, validate=validate)
+    if not main:
+        accelerator.wait_for_everyone()
+        return read_card(out / "package")
     save_weights(out / "average.safetensors", trainer.average.state, {"step": str(trainer.step)})
     own = this_chunk(started, trainer.step, device, recipe.prior) | {
         "front_prompts": recipe.prior.front_prompts, "front_share": recipe.prior.front_share,
     }  # fmt: skip
-    facts = training_facts(initial, "scenes", trainer.step * recipe.prior.batch, own)
-    return package_nano(out, encoders, trainer.average.state, recipe, data, facts)
+    if accelerator is not None:
+        own["processes"] = accelerator.num_processes
+    scenes = trainer.step * recipe.prior.batch * own.get("processes", 1)
+    facts = training_facts(initial, "scenes", scenes, own)
+    card = package_nano(out, encoders, trainer.average.state, recipe, data, facts)
+    if accelerator is not None:
+        accelerator.wait_for_everyone()
+    return card
 
 
 def package_nano(
