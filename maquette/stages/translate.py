@@ -48,7 +48,8 @@ class TranslateConfig:
     retries: int = 3
     """Further rounds of attempts for a view that was refused, before it is dropped."""
     min_mask_iou: float = 0.6
-    """Least overlap of the object's outline with its rendering's; 0 does not look."""
+    """Least overlap of the object's outline with its rendering's; 0 does not look, and so it is where the rendering's
+    own outline cannot be told from the background."""
     keep_likeness: bool = True
     """Refuse what is less like the photos than its rendering (needs an encoder and photos)."""
     refuse_fronts: bool = True
@@ -114,8 +115,15 @@ class Translated:
         return F.max_pool2d(self.views.masks, 2 * reach + 1, stride=1, padding=reach)
 
     def cut_out(self) -> Views:
-        """The pictures with straight colours and masks of their own, found as `config.matting` says."""
+        """The pictures with straight colours and masks of their own, found as `config.matting` says.
+
+        Where what is found is not the object of the rendering, though the picture was accepted, its outline could not
+        be told from the background: then the rendering's stands for it.
+        """
         found = [_foreground(image, self.config) for image in self.views.images]
+        for index, known in enumerate([] if self.views.masks is None else self.views.masks):
+            if _overlap(known, found[index][1]) < self.config.min_mask_iou:
+                found[index] = (self.views.images[index], known)
         return Views(torch.stack([rgb for rgb, _ in found]), torch.stack([m for _, m in found]), self.views.cameras)
 
     def save(self, folder: Path) -> None:
@@ -309,7 +317,7 @@ class _Judge:
             assert self.masks is not None
             if config.min_mask_iou > 0:
                 figures["mask_iou"] = _overlap(self.masks[view], _foreground(image, config)[1])
-                if figures["mask_iou"] < config.min_mask_iou:
+                if figures["mask_iou"] < config.min_mask_iou and self._tells_outline(view):
                     faults.append(f"the object moved: its outline overlaps by {figures['mask_iou']:.2f}")
         if self.encoder is not None and self.photos is not None:
             both = [self.sources[view : view + 1], image[None]]
@@ -323,6 +331,12 @@ class _Judge:
                 faults.append("a view from behind shows a front")
         reason = "; ".join(faults) or ("passed" if self.looks else "taken unseen")
         return Attempt(view, number, seed, self.captions[view], not faults, reason, **figures)
+
+    def _tells_outline(self, view: int) -> bool:
+        """Whether the way of finding objects finds the rendering's own: it cannot where that is white on white."""
+        assert self.raw_masks is not None
+        found = _foreground(self.sources[view], self.config)[1]
+        return _overlap(self.raw_masks[view], found) >= self.config.min_mask_iou
 
     def _fit_masks(self, size: int) -> None:
         if self.masks is None and self.raw_masks is not None:

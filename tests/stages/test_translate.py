@@ -12,6 +12,7 @@ from maquette.cameras import orbit
 from maquette.errors import RunFailed, UserError
 from maquette.images import Views
 from maquette.run import Run, Stage
+from maquette.stages import translate
 from maquette.stages.likeness import OwnEncoder, PictureEncoder, diversity, likeness, on_white, sides
 from maquette.stages.look import SamplingConfig
 from maquette.stages.refine import repaint
@@ -130,15 +131,30 @@ def test_the_best_of_several_is_taken(stage):
         assert {entry.reason for entry in tried if entry is not best} == {"another attempt is more alike"}
 
 
-def test_what_moved_is_refused(stage):
+def test_what_moved_is_refused(stage, monkeypatch):
     views, prior = disc(), tiny_prior()
     config = replace(PLAIN, min_mask_iou=0.6, retries=1, strength=0.0)
     kept = translate_views(prior, views, CAPTIONS, config, run=stage)
     assert kept.numbers == (0, 1, 2) and all(entry.mask_iou > 0.8 for entry in kept.attempts)
-    elsewhere = views.masks.roll(12, dims=-1)
-    moved = Views(torch.where(views.masks > 0.5, views.images, torch.ones(3)[:, None, None]), elsewhere, views.cameras)
+    size = prior.codec.image_size
+
+    def elsewhere(prior, images, caption, config, seeds, **options):
+        return resized(images.roll(12, dims=-1), size).expand(len(seeds), -1, -1, -1)
+
+    monkeypatch.setattr(translate, "translate_images", elsewhere)
     with pytest.raises(RunFailed, match=r"none of 3 views was accepted \(the object moved: its outline overlaps by 0"):
-        translate_views(prior, moved, CAPTIONS, config, run=stage)
+        translate_views(prior, views, CAPTIONS, config, run=stage)
+
+
+def test_white_on_white_is_not_refused_for_an_outline_that_nobody_can_see(stage):
+    views = disc()
+    white = Views(torch.full_like(views.images, 0.97), views.masks, views.cameras)
+    config = replace(PLAIN, min_mask_iou=0.6, retries=0, strength=0.0)
+    made = translate_views(tiny_prior(), white, CAPTIONS, config, run=stage)
+    assert made.numbers == (0, 1, 2) and all(entry.mask_iou < 0.6 for entry in made.attempts)
+    cut = made.cut_out()
+    torch.testing.assert_close(cut.masks, made.views.masks)
+    torch.testing.assert_close(cut.images, made.views.images)
 
 
 def test_what_lost_likeness_is_refused(stage):
