@@ -202,11 +202,12 @@ def dreambooth3d(subject: Subject | LearnedSubject, caption: str, config: Config
         return finished(first_field(partial, caption, photos, config, run), None, config, run)
     initial = first_field(partial, caption, photos, config, run) if config.pseudo_views or config.warm_start else None
 
+    before = (prior, learned.photos.class_prompt)
     # Stage 2: views of it, noised in part and denoised by the full model, each for itself (section 4.2).
     pseudo = None
     if config.pseudo_views is not None:
         assert initial is not None, "stage 2 needs stage 1"
-        _, pseudo = make_pseudo_views(initial, full, caption, photos, encoder, config.pseudo_views, run, base=prior)
+        _, pseudo = make_pseudo_views(initial, full, caption, photos, encoder, config.pseudo_views, run, base=before)
 
     # Stage 3a: the partial model goes on with pseudo views and photos (section 4.3).
     multiview = learn_sides(prior, learned, pseudo, caption, config, run)
@@ -228,7 +229,7 @@ def dreambooth3d(subject: Subject | LearnedSubject, caption: str, config: Config
     # Not in the paper: stage 2 once more, of the final field, whose colours then follow.
     again = config.pseudo_views or PseudoViews()
     final = refine(final, multiview, caption, photos, encoder, config.refinement, again, config.fit, run,
-                   base=prior)  # fmt: skip
+                   base=before)  # fmt: skip
     return finished(final, pseudo, config, run)
 
 

@@ -448,7 +448,7 @@ def refine(
         caption = detail_prompt(noun)
     painted: Translated = run.stage(
         "refined", translate_views, free.adapted(learned), rendered, [caption] * len(rendered), settings.translate,
-        base=free,
+        base=(free, [class_prompt(noun)] * len(rendered)),
     )  # fmt: skip
     return repaint(rendered, painted)
 

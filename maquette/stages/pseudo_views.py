@@ -110,16 +110,20 @@ def make_pseudo_views(
     run: Run,
     stages: tuple[str, str] = ("renderings", "pseudo_views"),
     *,
-    base: Prior | None = None,
+    base: tuple[Prior, str] | None = None,
 ) -> tuple[Views, Translated]:
     """(the renderings, what the prior made of them: accepted ones of each side and every attempt), by two stages.
 
-    `base` is the prior before it learned, for residual translations.
+    `base` is the prior before it learned, and its caption of the class, for residual translations.
     """
     rendered: Views = run.stage(stages[0], render_around, scene, config.cameras())
-    captions = view_captions(caption, rendered.cameras) if config.view_words else (caption,) * len(rendered)
-    painted = run.stage(stages[1], translate_views, painter, rendered, captions, config.translate, photos=photos,
-                        encoder=encoder, base=base)  # fmt: skip
+
+    def said(words: str) -> tuple[str, ...]:
+        return view_captions(words, rendered.cameras) if config.view_words else (words,) * len(rendered)
+
+    before = None if base is None else (base[0], said(base[1]))
+    painted = run.stage(stages[1], translate_views, painter, rendered, said(caption), config.translate, photos=photos,
+                        encoder=encoder, base=before)  # fmt: skip
     return rendered, painted
 
 
@@ -134,7 +138,7 @@ def refine(
     final: FitConfig,
     run: Run,
     *,
-    base: Prior | None = None,
+    base: tuple[Prior, str] | None = None,
 ) -> S:
     """The scene with the colours of pseudo views of its own, and the outlines that it has; itself without a config.
 

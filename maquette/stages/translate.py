@@ -61,8 +61,9 @@ class TranslateConfig:
     sample_posterior: bool = True
     """Encode to a sample of the autoencoder's posterior, not its mean."""
     residual: bool = False
-    """Add what was learned to the rendering, the difference to the translation by the prior before it learned, with the
-    same noise; what either of them does to any picture cancels. Not in the papers."""
+    """Add what was learned and asked for to the rendering: the difference to its translation by the prior before it
+    learned, told no more than the class, with the same noise; what either does to any picture cancels. Not in the
+    papers."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength <= 1:
@@ -162,12 +163,12 @@ def translate_views(
     negative: str = "",
     photos: CaptionedImages | None = None,
     encoder: PictureEncoder | None = None,
-    base: Prior | None = None,
+    base: tuple[Prior, Sequence[str]] | None = None,
     run: Stage,
 ) -> Translated:
     """Every view as the prior paints it under its caption, at the prior's own size.
 
-    `base` is the prior before it learned, which `config.residual` needs (ValueError).
+    `base` is the prior before it learned and a caption for each view, which `config.residual` needs (ValueError).
 
     Without an encoder (and photos) only outlines are judged, and without masks nothing is: then the first attempt is
     taken. Views that are refused `config.retries` + 1 times are dropped; RunFailed if none is left. Goes on after the
@@ -212,7 +213,7 @@ def translate_views(
 
 
 def _until_accepted(
-    prior: Prior, base: Prior | None, view: int, judge: _Judge, negative: str, run: Stage
+    prior: Prior, base: tuple[Prior, Sequence[str]] | None, view: int, judge: _Judge, negative: str, run: Stage
 ) -> list[tuple[Attempt, UInt8[Tensor, "3 s s"]]]:
     """All attempts at one view: rounds of `candidates` until one passes, of which the most alike is taken."""
     config, tried = judge.config, []
@@ -224,7 +225,7 @@ def _until_accepted(
         images = translate_images(prior, source, judge.captions[view], config, seeds, negative=negative)
         if config.residual:
             assert base is not None, "translate_views has looked"
-            before = translate_images(base, source, judge.captions[view], config, seeds, negative=negative)
+            before = translate_images(base[0], source, base[1][view], config, seeds, negative=negative)
             images = (resized(source, images.shape[-1]) + images - before).clamp(0, 1)
         painted = (images * 255).round().to(torch.uint8)
         entries = [
