@@ -49,7 +49,7 @@ class TranslateConfig:
     """Further rounds of attempts for a view that was refused, before it is dropped."""
     min_mask_iou: float = 0.6
     """Least overlap of the object's outline with its rendering's; 0 does not look, and so it is where the rendering's
-    own outline cannot be told from the background."""
+    own outline cannot be told from the background, and for residuals, which are added to the rendering."""
     keep_likeness: bool = True
     """Refuse what is less like the photos than its rendering (needs an encoder and photos)."""
     refuse_fronts: bool = True
@@ -119,11 +119,11 @@ class Translated:
         """The pictures with straight colours and masks of their own, found as `config.matting` says.
 
         Where what is found is not the object of the rendering, though the picture was accepted, its outline could not
-        be told from the background: then the rendering's stands for it.
+        be told from the background: then the rendering's stands for it. So it does for residuals, whose object stays.
         """
         found = [_foreground(image, self.config) for image in self.views.images]
         for index, known in enumerate([] if self.views.masks is None else self.views.masks):
-            if _overlap(known, found[index][1]) < self.config.min_mask_iou:
+            if self.config.residual or _overlap(known, found[index][1]) < self.config.min_mask_iou:
                 found[index] = (self.views.images[index], known)
         return Views(torch.stack([rgb for rgb, _ in found]), torch.stack([m for _, m in found]), self.views.cameras)
 
@@ -306,7 +306,7 @@ class _Judge:
     @property
     def looks(self) -> bool:
         """Whether anything can be refused."""
-        outline = self.raw_masks is not None and self.config.min_mask_iou > 0
+        outline = self.raw_masks is not None and self.config.min_mask_iou > 0 and not self.config.residual
         alike = self.photos is not None and self.config.keep_likeness
         return outline or alike or (self.encoder is not None and self.config.refuse_fronts)
 
@@ -316,7 +316,7 @@ class _Judge:
         if self.raw_masks is not None:
             self._fit_masks(image.shape[-1])
             assert self.masks is not None
-            if config.min_mask_iou > 0:
+            if config.min_mask_iou > 0 and not config.residual:
                 figures["mask_iou"] = _overlap(self.masks[view], _foreground(image, config)[1])
                 if figures["mask_iou"] < config.min_mask_iou and self._tells_outline(view):
                     faults.append(f"the object moved: its outline overlaps by {figures['mask_iou']:.2f}")

@@ -238,6 +238,11 @@ def test_what_was_not_learned_changes_nothing(stage):
     wanted = (small + plain - before).clamp(0, 1)
     inside = (plain > 0.01) & (plain < 0.99) & (before > 0.01) & (before < 0.99)
     assert inside.any() and (made.views.images - wanted)[inside].abs().max() < 3 / 255
+    # It is added to the rendering, so its outline is the rendering's, though it become white on white.
+    strict = replace(config, min_mask_iou=0.99, retries=0)
+    kept = translate_views(prior, views, CAPTIONS, strict, base=(other, plainly), run=stage)
+    assert kept.numbers == (0, 1, 2) and all(entry.mask_iou is None for entry in kept.attempts)
+    torch.testing.assert_close(kept.cut_out().masks, kept.views.masks)
     with pytest.raises(ValueError, match="needs the prior before it learned"):
         translate_views(prior, views, CAPTIONS, config, run=stage)
 
